@@ -1,0 +1,115 @@
+"""The doorway: what a signal model, a tracker, a codec, a metric and a regulariser must be able to do.
+
+The law tests in ``tests/contracts`` run over every registered class of each family.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tractode.fields import GradientTable, Image, PeakField, ShField, Streamlines, TensorField
+
+Orientations = ShField | TensorField | PeakField
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """One map of a model: feeds its BIDS name, sidecar, report caption and law tests.
+
+    ``components`` is ``scalar``, ``tensor`` (rank 2, order xx xy xz yy yz zz), ``sh``, ``unit3vector`` or ``dec``.
+    ``invariant`` says whether the values stay the same when the head turns.
+    """
+
+    param: str
+    description: str
+    units: str
+    components: str = "scalar"
+    invariant: bool = True
+
+
+class SignalModel(ABC):
+    """A model of the diffusion signal. What must be known first (a response) is a field of the model.
+
+    Parameters travel as ``(v, p)`` tensors, signals as ``(v, n)``; every method follows the input's dtype and device.
+    """
+
+    maps: ClassVar[tuple[MapSpec, ...]]
+    label: ClassVar[str]  # the BIDS ``model-`` label
+    citation: ClassVar[str]  # a key of bids/spec/references.yaml
+
+    @abstractmethod
+    def predict(self, params: Float[Tensor, "v p"], gtab: GradientTable) -> Float[Tensor, "v n"]:
+        """The noise-free signal of given parameters."""
+
+    @abstractmethod
+    def fit(self, signal: Float[Tensor, "v n"], gtab: GradientTable) -> Float[Tensor, "v p"]:
+        """Parameters of given signals; raises `InputDataError` where the table cannot support the model."""
+
+    @abstractmethod
+    def to_maps(self, params: Float[Tensor, "v p"]) -> dict[str, Float[Tensor, "v _"]]:
+        """The model's maps, keyed by ``MapSpec.param``."""
+
+    @abstractmethod
+    def example(self, seed: int, n: int = 32) -> Float[Tensor, "n p"]:
+        """Valid parameters for the law tests, float64."""
+
+    @classmethod
+    @abstractmethod
+    def why_not(cls, gtab: GradientTable) -> str | None:
+        """Why this table cannot support the model, in words for a user; ``None`` if it can."""
+
+
+class OrientationModel(SignalModel):
+    """A signal model whose parameters describe a distribution of orientations."""
+
+    @abstractmethod
+    def to_sh(self, params: Float[Tensor, "v p"], order: int) -> Float[Tensor, "v l"]:
+        """SH coefficients of the orientation distribution up to ``order``."""
+
+
+class Tracker(ABC):
+    """Follows an orientation field from seeds. Yields batches so that memory is bounded."""
+
+    label: ClassVar[str]  # the BEP046 ``track-`` label
+    citation: ClassVar[str]
+    is_differentiable: ClassVar[bool]
+
+    @abstractmethod
+    def track(
+        self,
+        orientations: Orientations,
+        seeds: Float[Tensor, "s 3"],
+        mask: Image,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Streamlines]:
+        """Streamlines from seeds (RAS+ mm) inside a mask; a generative tracker may only count the seeds."""
+
+
+class SimilarityMetric(ABC):
+    """A cost between images on one grid: least where they are aligned."""
+
+    is_multimodal: ClassVar[bool]
+
+    @abstractmethod
+    def __call__(
+        self,
+        fixed: Float[Tensor, "c i j k"],
+        moving: Float[Tensor, "c i j k"],
+        mask: Float[Tensor, "i j k"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The cost; voxels outside ``mask`` have no gradient."""
+
+
+class Regulariser(ABC):
+    """A cost of a velocity or displacement on a grid."""
+
+    @abstractmethod
+    def __call__(self, values: Float[Tensor, "3 i j k"], voxel_sizes: tuple[float, float, float]) -> Float[Tensor, ""]:
+        """The cost of a vector field in mm on voxels of the given size in mm."""
