@@ -1,0 +1,196 @@
+"""Everything a run was asked to do, decided once by the command line, frozen, passed by hand and saved as TOML in the output."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from tractode.errors import ConfigurationError
+
+#: Fields that say where, how fast or how loudly a run works, or which participants it takes, but not what a result is.
+WITHOUT_EFFECT_ON_RESULTS = frozenset(
+    {
+        "bids_dir", "output_dir", "work_dir", "analysis_level", "participants", "sessions", "skip_bids_validation",
+        "nprocs", "omp_nthreads", "memory_gb", "plugin_file", "stop_on_first_crash", "dry_run", "reports_only",
+        "md_only_boilerplate", "debug", "verbosity",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked to do. Labels are without their ``sub-`` and ``ses-`` prefixes; empty tuples mean all or none.
+
+    Attributes
+    ----------
+    participants, sessions
+        Labels asked for; empty means every one found.
+    bids_filters
+        Query name → entity → value or list of values, as in ``--bids-filter-file``; the strings ``"*"`` and null keep
+        their meaning (any value, entity absent).
+    memory_gb
+        Limit for the whole process tree in GiB; ``None`` lets the limit of the machine or of its control group decide.
+    output_spaces
+        Templates with modifiers (``MNI152NLin2009cAsym:res-2``); empty means no template output.
+    output_resolution
+        Isotropic voxel size in mm of the template-space maps; ``None`` keeps the template's own.
+    b0_threshold
+        b-value in s/mm² at or below which a volume is a b=0; ``None`` finds them by clustering.
+    device
+        Resolved: ``cpu`` or ``cuda:0``.
+    tracking
+        Names of trackers; empty means ``--no-tracking``.
+    apply_gradient_fix
+        Name of the fix the gradient check proposed (``flipx``, ``swapxy``, …).
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    analysis_level: str = "participant"
+    participants: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    bids_filters: dict[str, Any] = field(default_factory=dict)
+    skip_bids_validation: bool = False
+    work_dir: Path = Path("work")
+    nprocs: int = 1
+    omp_nthreads: int = 1
+    memory_gb: float | None = None
+    plugin_file: Path | None = None
+    output_spaces: tuple[str, ...] = ("MNI152NLin2009cAsym",)
+    output_resolution: float | None = None
+    stop_on_first_crash: bool = False
+    sloppy: bool = False
+    dry_run: bool = False
+    reports_only: bool = False
+    md_only_boilerplate: bool = False
+    debug: tuple[str, ...] = ()
+    anat_modality: Literal["T1w", "T2w", "none"] = "T1w"
+    b0_threshold: float | None = None
+    random_seed: int = 0
+    device: str = "cpu"
+    models: tuple[str, ...] = ("dti", "csd")
+    tracking: tuple[str, ...] = ("sdstream",)
+    n_streamlines: int = 100_000
+    tractogram_formats: tuple[str, ...] = ("trx",)
+    assume_orientation: bool = False
+    bval_from_norm: Literal["square", "none"] | None = None
+    estimate_s0: bool = False
+    accept_gradients: bool = False
+    apply_gradient_fix: str | None = None
+    verbosity: int = 0
+
+    def to_toml(self) -> str:
+        """All settings as TOML; a value of ``None`` is left out because TOML has no null."""
+        return tomli_w.dumps({name: value for name, value in self._plain().items() if value is not None})
+
+    @classmethod
+    def from_toml(cls, text: str) -> Settings:
+        """Settings saved by `to_toml`.
+
+        Raises
+        ------
+        ConfigurationError
+            The text is not TOML, misses a folder, or holds an unknown setting or a value of the wrong type.
+        """
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigurationError(
+                f"The settings are not TOML ({error})", id="E-CONFIG-TOML", fix="correct the file at the place named"
+            ) from None
+        missing = {"bids_dir", "output_dir"} - table.keys()
+        if missing:
+            raise ConfigurationError(
+                f"The settings miss {', '.join(sorted(missing))}",
+                id="E-CONFIG-MISSING",
+                needed="bids_dir and output_dir",
+            )
+        return cls(**typed(table))
+
+    def result_hash(self) -> str:
+        """Hash of the settings that change results: the same hash means that earlier results may be reused.
+
+        Devices of one kind are alike here; a CPU and a GPU are not, because their sums round differently.
+        """
+        kept = {name: value for name, value in self._plain().items() if name not in WITHOUT_EFFECT_ON_RESULTS}
+        kept["device"] = self.device.partition(":")[0]
+        return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _plain(self) -> dict[str, Any]:
+        plain = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Path):
+                value = str(value)
+            elif isinstance(value, tuple):
+                value = list(value)
+            elif item.name == "bids_filters":
+                value = json.dumps(value, sort_keys=True)  # filters may hold null, which TOML has not
+            plain[item.name] = value
+        return plain
+
+
+def typed(table: dict[str, Any]) -> dict[str, Any]:
+    """A TOML table as keyword arguments of `Settings`, each value checked against its field's type.
+
+    Raises
+    ------
+    ConfigurationError
+        An unknown setting, or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(Settings)
+    unknown = [name for name in table if name not in hints]
+    if unknown:
+        raise ConfigurationError(
+            f"There is no setting named {', '.join(map(repr, unknown))}",
+            id="E-CONFIG-UNKNOWN",
+            needed=f"one of {', '.join(sorted(hints))}",
+        )
+    return {name: _converted(name, value, hints[name]) for name, value in table.items()}
+
+
+def _converted(name: str, value: Any, hint: Any) -> Any:
+    for kind in (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    ):
+        converted = _as_kind(value, kind)
+        if converted is not None:
+            return converted
+    raise ConfigurationError(
+        f"The setting {name} = {value!r} has the wrong type",
+        id="E-CONFIG-TYPE",
+        needed=f"a value of type {hint}".replace("typing.", ""),
+    )
+
+
+def _as_kind(value: Any, kind: Any) -> Any:
+    """``value`` as ``kind`` where that loses nothing, else ``None``."""
+    if typing.get_origin(kind) is Literal:
+        return value if value in typing.get_args(kind) else None
+    if typing.get_origin(kind) is tuple:
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(values) if all(isinstance(item, str) for item in values) else None
+    if typing.get_origin(kind) is dict:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                return None
+        return value if isinstance(value, dict) else None
+    if kind is Path:
+        return Path(value) if isinstance(value, str | Path) else None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    exact = kind in (bool, int, float, str) and type(value) is kind
+    return value if exact else None
