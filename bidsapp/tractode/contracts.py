@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,15 @@ class SignalModel(ABC):
     maps: ClassVar[tuple[MapSpec, ...]]
     label: ClassVar[str]  # the BIDS ``model-`` label
     citation: ClassVar[str]  # a key of bids/spec/references.yaml
+
+    @classmethod
+    def for_data(cls, signal: Float[Tensor, "v n"], gtab: GradientTable) -> SignalModel:
+        """The model ready to fit this scan: what must be known first is estimated from it. The default knows nothing."""
+        return cls()
+
+    def facts(self) -> dict[str, Any]:
+        """What this fit rested on (method, response, shell), as plain data for the sidecar and the report."""
+        return {}
 
     @abstractmethod
     def predict(self, params: Float[Tensor, "v p"], gtab: GradientTable) -> Float[Tensor, "v n"]:
@@ -80,6 +89,10 @@ class Tracker(ABC):
     label: ClassVar[str]  # the BEP046 ``track-`` label
     citation: ClassVar[str]
     is_differentiable: ClassVar[bool]
+
+    @abstractmethod
+    def parameters(self) -> dict[str, Any]:
+        """Plain facts for the BEP046 sidecar and the report."""
 
     @abstractmethod
     def track(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,8 +42,7 @@ def atomic_path(final: Path) -> Iterator[Path]:
     except OSError as error:
         raise _translated(error, final) from error
     finally:
-        temporary.unlink(missing_ok=True)
-        folder.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(final: Path, text: str) -> None:
