@@ -1,0 +1,367 @@
+"""The options of ``tractode``: every spelling, their help, and how one word on the command line becomes a value."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tractode import __version__
+
+LEVELS = {"participant": "participant", "subject": "participant", "group": "group", "dataset": "group"}
+ANAT_MODALITIES = ("T1w", "T2w", "none")
+TRACTOGRAM_FORMATS = ("trx", "tck")
+BVAL_RULES = ("square", "none")
+DEBUG_MODES = ("pdb", "workdir", "all")
+
+_LABEL = re.compile(r"[A-Za-z0-9]+")
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([TGMKB]?)(?:i?B)?", re.IGNORECASE)
+_UNIT_GIB = {"T": 1024.0, "G": 1.0, "M": 1 / 1024, "K": 1 / 1024**2, "B": 1 / 1024**3, "": 1 / 1024}
+
+
+def label(prefix: str) -> Callable[[str], str]:
+    """A converter that drops the prefix of a BIDS label and refuses what cannot be one (a path, a line break, …)."""
+
+    def read(text: str) -> str:
+        bare = text.removeprefix(prefix)
+        if not _LABEL.fullmatch(bare):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a BIDS label: letters and digits only, with or without {prefix!r} in front"
+            )
+        return bare
+
+    return read
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A converter to a whole number that is at least ``least``."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return value
+
+    return read
+
+
+def positive(text: str) -> float:
+    """A finite number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+    return value
+
+
+def threshold(text: str) -> float:
+    """A finite number of at least zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a b-value (s/mm², at least 0)")
+    return value
+
+
+def memory(text: str) -> float:
+    """GiB of ``8G``, ``8000M``, ``8388608K``, … ; a bare number is in MiB."""
+    match = _MEMORY.fullmatch(text.strip())
+    value = float(match[1]) * _UNIT_GIB[match[2].upper()] if match else 0.0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory (examples: 8G, 8000M, 8000)")
+    return value
+
+
+def device(text: str) -> str:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``; whether it is there is asked later."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device (auto, cpu, cuda or cuda:N)")
+    return text
+
+
+def one_of(noun: str, names: tuple[str, ...]) -> Callable[[str], str]:
+    """A converter that accepts the given names."""
+
+    def read(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"there is no {noun} named {text!r}; choose from {', '.join(names)}")
+        return text
+
+    return read
+
+
+def add_options(parser: argparse.ArgumentParser, models: tuple[str, ...], trackers: tuple[str, ...]) -> None:
+    """All options. Defaults are suppressed so that one given can be told from one left out."""
+    _add_selection(parser)
+    _add_resources(parser)
+    _add_outputs(parser)
+    _add_methods(parser, models, trackers)
+    _add_permissions(parser)
+    _add_other(parser)
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    add = _group(parser, "which data")
+    several: dict[str, Any] = {"nargs": "+", "action": "extend"}
+    add(
+        "--participant-label",
+        "--participant_label",
+        "--subject-label",
+        dest="participants",
+        type=label("sub-"),
+        metavar="LABEL",
+        **several,
+        help="participants, with or without 'sub-' (default: all)",
+    )
+    add(
+        "--session-label",
+        "--session-id",
+        "--session_label",
+        dest="sessions",
+        type=label("ses-"),
+        metavar="LABEL",
+        **several,
+        help="sessions, with or without 'ses-' (default: all)",
+    )
+    add(
+        "--bids-filter-file",
+        dest="bids_filter_file",
+        type=Path,
+        metavar="FILE",
+        help="JSON of pybids filters by query name ('dwi', 't1w', …)",
+    )
+    add(
+        "--anat-modality",
+        dest="anat_modality",
+        type=one_of("anatomical modality", ANAT_MODALITIES),
+        metavar="{T1w,T2w,none}",
+        help="anatomical image to register through (default: T1w; data without one are registered by their b=0)",
+    )
+    add(
+        "--skip-bids-validation",
+        "--skip_bids_validation",
+        "--skip_bids_validator",
+        "--skip-bids-validator",
+        dest="skip_bids_validation",
+        action="store_true",
+        help="do not check the dataset as a whole; the files in use are always checked",
+    )
+
+
+def _add_resources(parser: argparse.ArgumentParser) -> None:
+    add = _group(parser, "resources")
+    add(
+        "--nprocs",
+        "--nthreads",
+        "--n_cpus",
+        "--n-cpus",
+        dest="nprocs",
+        type=whole(1),
+        metavar="N",
+        help="threads over all processes (default: all CPUs that may be used)",
+    )
+    add(
+        "--omp-nthreads",
+        dest="omp_nthreads",
+        type=whole(1),
+        metavar="N",
+        help="threads per process (default: --nprocs, at most 8)",
+    )
+    add(
+        "--mem",
+        "--mem_mb",
+        "--mem-mb",
+        dest="memory_gb",
+        type=memory,
+        metavar="MEMORY",
+        help="memory for the whole run: 8G, 8000M; a bare number is MiB (default: what the machine or batch system allows)",
+    )
+    add(
+        "--device",
+        dest="device",
+        type=device,
+        metavar="{auto,cpu,cuda,cuda:N}",
+        help="where to compute (default: auto, a GPU if one works)",
+    )
+    add(
+        "--use-plugin",
+        "--nipype-plugin-file",
+        dest="plugin_file",
+        type=Path,
+        metavar="FILE",
+        help="YAML with a nipype plugin and its plugin_args",
+    )
+    add(
+        "-w",
+        "--work-dir",
+        dest="work_dir",
+        type=Path,
+        metavar="PATH",
+        help="private folder for passing files (default: a folder of your own under $TMPDIR)",
+    )
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    add = _group(parser, "outputs")
+    add(
+        "--output-spaces",
+        dest="output_spaces",
+        nargs="+",
+        action="extend",
+        metavar="SPACE[:res-N]",
+        help="templates for maps and tractograms, or 'native' for none (default: MNI152NLin2009cAsym, or the built-in MNI152NLin2009aSym where TemplateFlow has no files)",
+    )
+    add(
+        "--output-resolution",
+        dest="output_resolution",
+        type=positive,
+        metavar="MM",
+        help="isotropic voxel size of template-space maps (default: the template's)",
+    )
+    add(
+        "--tractogram-formats",
+        dest="tractogram_formats",
+        nargs="+",
+        action="extend",
+        type=one_of("tractogram format", TRACTOGRAM_FORMATS),
+        metavar="{trx,tck}",
+        help="file formats of tractograms (default: trx; trx is always written)",
+    )
+    add(
+        "--reports-only",
+        dest="reports_only",
+        action="store_true",
+        help="only assemble the reports again from what is there",
+    )
+    add(
+        "--md-only-boilerplate",
+        dest="md_only_boilerplate",
+        action="store_true",
+        help="write the methods text as Markdown only",
+    )
+
+
+def _add_methods(parser: argparse.ArgumentParser, models: tuple[str, ...], trackers: tuple[str, ...]) -> None:
+    add = _group(parser, "methods")
+    add(
+        "--models",
+        dest="models",
+        nargs="+",
+        action="extend",
+        type=one_of("model", models),
+        metavar="MODEL",
+        help=f"diffusion models: {', '.join(models)} (default: dti csd)",
+    )
+    add(
+        "--tracking",
+        dest="tracking",
+        nargs="+",
+        action="extend",
+        type=one_of("tracker", trackers),
+        metavar="TRACKER",
+        help=f"tractography: {', '.join(trackers)} (default: sdstream)",
+    )
+    add("--no-tracking", dest="no_tracking", action="store_true", help="no tractography")
+    add(
+        "--n-streamlines",
+        dest="n_streamlines",
+        type=whole(1),
+        metavar="N",
+        help="accepted streamlines per tractogram (default: 100000)",
+    )
+    add(
+        "--b0-threshold",
+        dest="b0_threshold",
+        type=threshold,
+        metavar="B",
+        help="volumes at or below this b-value (s/mm²) are b=0 (default: found by clustering)",
+    )
+    add(
+        "--random-seed",
+        dest="random_seed",
+        type=whole(0),
+        metavar="SEED",
+        help="the one seed of everything random (default: 0)",
+    )
+    add("--sloppy", dest="sloppy", action="store_true", help="fast and poor, for testing the installation only")
+
+
+def _add_permissions(parser: argparse.ArgumentParser) -> None:
+    add = _group(parser, "explicit permissions, for data that would otherwise be refused")
+    add(
+        "--assume-orientation",
+        dest="assume_orientation",
+        action="store_true",
+        help="trust a header that does not say which way the voxels lie",
+    )
+    add(
+        "--bval-from-norm",
+        dest="bval_from_norm",
+        type=one_of("rule", BVAL_RULES),
+        metavar="{square,none}",
+        help="vectors are not unit: 'square' multiplies b by their squared length, 'none' only makes them unit",
+    )
+    add("--estimate-s0", dest="estimate_s0", action="store_true", help="accept data without a b=0 volume")
+    add(
+        "--accept-gradients",
+        dest="accept_gradients",
+        action="store_true",
+        help="go on with a gradient table that the check found wrong",
+    )
+    add(
+        "--apply-gradient-fix",
+        dest="apply_gradient_fix",
+        metavar="FIX",
+        help="apply the change that the gradient check names (flipx, swapxy, …)",
+    )
+
+
+def _add_other(parser: argparse.ArgumentParser) -> None:
+    add = _group(parser, "running")
+    add(
+        "--config-file",
+        dest="config_file",
+        type=Path,
+        metavar="FILE",
+        help="TOML settings, as saved in logs/; the command line overrides it",
+    )
+    add("--dry-run", dest="dry_run", action="store_true", help="print the plan (files, models, memory, disk) and stop")
+    add(
+        "--stop-on-first-crash",
+        dest="stop_on_first_crash",
+        action="store_true",
+        help="stop the whole run at the first failure",
+    )
+    add(
+        "--debug",
+        dest="debug",
+        nargs="+",
+        action="extend",
+        type=one_of("debug mode", DEBUG_MODES),
+        metavar="{pdb,workdir,all}",
+        help="pdb: one process, debugger on failure; workdir: keep the work folder",
+    )
+    add("--notrack", dest="notrack", action="store_true", help="accepted and ignored: nothing is ever sent")
+    add("-v", dest="verbosity", action="count", help="more to read: -v, -vv, -vvv")
+    add("--version", action="version", version=f"tractode {__version__}")
+    add("-h", "--help", action="help", help="show this and exit")
+
+
+def _group(parser: argparse.ArgumentParser, title: str) -> Callable[..., Any]:
+    group = parser.add_argument_group(title)
+
+    def add(*spellings: str, **options: Any) -> None:
+        if options.get("action") not in ("version", "help"):
+            options.setdefault("default", argparse.SUPPRESS)
+        group.add_argument(*spellings, **options)
+
+    return add
