@@ -1,0 +1,1 @@
+"""The fifth floor: which steps a participant needs, and how they hang together."""

@@ -1,0 +1,122 @@
+"""Anatomy: read a T1w or T2w image, and register it to a template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nipype.interfaces.base import traits
+
+from tractode.bids import sidecar
+from tractode.bids.manifest import StepWriter
+from tractode.bids.templates import load_template
+from tractode.evaluate.folding import certificate
+from tractode.evaluate.registration_quality import assess
+from tractode.fields import Image
+from tractode.fields.transform import resample
+from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
+from tractode.interfaces.transforms import write_transform_pair
+from tractode.io.nifti import read_image
+from tractode.registration.optimise import COARSE, SLOPPY, register
+from tractode.reports import figures_registration, figures_slices
+
+
+class PrepareAnatInputSpec(StepInputSpec):
+    anat = traits.Any(mandatory=True, desc="an AnatFile")
+    space = traits.Str(mandatory=True)
+    assume_orientation = traits.Bool(False, usedefault=True)
+
+
+class PrepareAnat(Step):
+    """Roles: ``anat`` (the image, float32, as stored)."""
+
+    input_spec: ClassVar[type] = PrepareAnatInputSpec
+
+    def needs(self) -> list[Path]:
+        return [self.inputs.anat.path]
+
+    def parameters(self) -> dict[str, Any]:
+        return {"assume_orientation": self.inputs.assume_orientation, "space": self.inputs.space}
+
+    def compute(self, writer: StepWriter) -> None:
+        anat = self.inputs.anat
+        image, notes = read_image(anat.path, self.inputs.space, assume_orientation=self.inputs.assume_orientation, volumes=1)
+        text = f"{anat.modality} image as acquired, checked and stored as float32"
+        content = sidecar.preproc_sidecar(text, [anat.path], self.inputs.job.bids_dir, metadata=anat.metadata)
+        write_with_sidecar(writer, "anat", image, content, anat.entities, datatype="anat", desc="preproc", suffix=anat.modality)
+        writer.facts.update(
+            shape=list(image.grid.shape),
+            voxel_sizes=[round(size, 3) for size in image.grid.voxel_sizes],
+            notes=[vars(note) for note in notes],
+        )
+
+
+class NormaliseAnatInputSpec(StepInputSpec):
+    anat = traits.Any(mandatory=True, desc="an AnatFile")
+    prepared = traits.Dict(mandatory=True, desc="outputs of PrepareAnat")
+    space = traits.Str(mandatory=True)
+    template = traits.Any(mandatory=True, desc="a Template")
+    write_mask = traits.Bool(True, usedefault=True, desc="whether this template defines the brain mask")
+
+
+class NormaliseAnat(Step):
+    """Roles: ``to-template`` and ``from-template`` transforms, ``mask`` in anatomical space, ``normalised`` image."""
+
+    input_spec: ClassVar[type] = NormaliseAnatInputSpec
+
+    def needs(self) -> list[Path]:
+        return [Path(self.inputs.prepared["anat"]), *self.inputs.template.paths]
+
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "template": self.inputs.template.name,
+            "space": self.inputs.space,
+            "write_mask": self.inputs.write_mask,
+            "sloppy": self.inputs.job.sloppy,
+            "device": self.inputs.job.device.partition(":")[0],
+        }
+
+    def compute(self, writer: StepWriter) -> None:
+        job, anat, template = self.inputs.job, self.inputs.anat, self.inputs.template
+        moving, _ = read_image(Path(self.inputs.prepared["anat"]), self.inputs.space)
+        fixed = load_template(template, contrast=anat.modality)
+        transform = register(
+            fixed.image.to(job.device),
+            moving.to(job.device),
+            fixed_mask=fixed.mask.to(job.device),
+            schedule=SLOPPY if job.sloppy else COARSE,
+        )
+        folding = certificate(transform, fixed.image.grid)
+        mask = resample(fixed.mask, moving.grid, transform.inverse(), "nearest")
+        normalised = resample(moving, fixed.image.grid, transform)
+        quality = assess(fixed.image, moving, transform, fixed.mask, mask)
+        self._write_images(writer, mask, normalised)
+        write_transform_pair(
+            writer, transform, fixed.image.grid, moving.grid,
+            source=anat.entities, datatype="anat", moving=anat.modality, fixed=template.name,
+            sources=[Path(self.inputs.prepared["anat"])], facts={"FoldingCertificate": folding.record(), "Quality": quality.record()},
+        )  # fmt: skip
+        writer.facts.update(folding=folding.record(), quality=quality.record(), template=template.name)
+        figures = [
+            figures_registration.flicker(
+                fixed.image, normalised, [(fixed.mask, "#ff5252", f"border of the brain in {template.name}")],
+                fixed_name=template.name, moving_name=f"{anat.modality} of the participant",
+                title=f"{anat.modality} → {template.name}", desc=f"{template.name}registration",
+                run=anat.name, suffix=anat.modality, mask=fixed.mask,
+            ),
+            figures_slices.mosaic(
+                moving, mask, desc=f"{template.name}mask", section="anatomy", title=f"{anat.modality} and brain mask",
+                caption=f"The {anat.modality} image as acquired.", run=anat.name, suffix=anat.modality,
+            ),
+        ]  # fmt: skip
+        save_reportlets(writer, job.participant, figures)
+
+    def _write_images(self, writer: StepWriter, mask: Image, normalised: Image) -> None:
+        anat, template, job = self.inputs.anat, self.inputs.template, self.inputs.job
+        prepared = [Path(self.inputs.prepared["anat"])]
+        if self.inputs.write_mask:
+            text = f"Brain mask of {template.name} carried by the registration"
+            write_with_sidecar(writer, "mask", mask, sidecar.mask_sidecar(prepared, job.bids_dir, text), anat.entities, datatype="anat", desc="brain", suffix="mask")
+        text = f"{anat.modality} image resampled once into {template.name}"
+        content = sidecar.preproc_sidecar(text, prepared, job.bids_dir, space=template.name)
+        write_with_sidecar(writer, "normalised", normalised, content, anat.entities, datatype="anat", space=template.name, desc="preproc", suffix=anat.modality)

@@ -1,0 +1,95 @@
+"""Registering a scan to the participant's anatomy, or straight to a template where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nipype.interfaces.base import traits
+
+from tractode.bids.manifest import StepWriter
+from tractode.bids.templates import load_template
+from tractode.evaluate.registration_quality import assess
+from tractode.fields import Image
+from tractode.fields.transform import resample
+from tractode.interfaces.step import Step, StepInputSpec, save_reportlets
+from tractode.interfaces.transforms import write_transform_pair
+from tractode.io.nifti import read_image
+from tractode.registration.affine import register_affine
+from tractode.reports import figures_registration
+
+
+class _Coregister(Step):
+    """What the two registrations of a scan share: register, judge, write, show."""
+
+    def _register(self, writer: StepWriter, fixed: Image, fixed_mask: Image, label: str, dof: str) -> None:
+        run, job = self.inputs.run, self.inputs.job
+        space = f"{run.name}_dwi"
+        moving, _ = read_image(Path(self.inputs.prepared["dwiref"]), space)
+        moving_mask, _ = read_image(Path(self.inputs.prepared["mask"]), space)
+        transform = register_affine(
+            fixed.to(job.device), moving.to(job.device), dof=dof,
+            fixed_mask=fixed_mask.to(job.device), moving_mask=moving_mask.to(job.device),
+        )  # fmt: skip
+        quality = assess(fixed, moving, transform, fixed_mask, moving_mask)
+        write_transform_pair(
+            writer, transform, fixed.grid, moving.grid,
+            source=run.entities, datatype="dwi", moving="dwi", fixed=label,
+            sources=[Path(self.inputs.prepared["dwiref"])], facts={"Quality": quality.record(), "DegreesOfFreedom": dof},
+        )  # fmt: skip
+        writer.facts.update(quality=quality.record(), dof=dof, target=label)
+        figure = figures_registration.flicker(
+            fixed, resample(moving, fixed.grid, transform), [(fixed_mask, "#ff5252", f"border of the brain in {label}")],
+            fixed_name=label, moving_name="mean b=0 image", title=f"b=0 → {label}", desc=f"{label}coregistration",
+            run=run.name, mask=fixed_mask,
+        )  # fmt: skip
+        save_reportlets(writer, job.participant, [figure])
+
+
+class CoregisterToAnatInputSpec(StepInputSpec):
+    run = traits.Any(mandatory=True, desc="a DwiRun")
+    prepared = traits.Dict(mandatory=True, desc="outputs of PrepareDwi")
+    anat = traits.Any(mandatory=True, desc="an AnatFile")
+    anat_space = traits.Str(mandatory=True)
+    prepared_anat = traits.Dict(mandatory=True, desc="outputs of PrepareAnat")
+    normalised_anat = traits.Dict(mandatory=True, desc="outputs of NormaliseAnat: the brain mask")
+
+
+class CoregisterToAnat(_Coregister):
+    """Rigid, b=0 → anatomy. Roles: ``to-<modality>``, ``from-<modality>``."""
+
+    input_spec: ClassVar[type] = CoregisterToAnatInputSpec
+
+    def needs(self) -> list[Path]:
+        scan = [Path(self.inputs.prepared[role]) for role in ("dwiref", "mask")]
+        return [*scan, Path(self.inputs.prepared_anat["anat"]), Path(self.inputs.normalised_anat["mask"])]
+
+    def parameters(self) -> dict[str, Any]:
+        return {"dof": "rigid", "device": self.inputs.job.device.partition(":")[0]}
+
+    def compute(self, writer: StepWriter) -> None:
+        fixed, _ = read_image(Path(self.inputs.prepared_anat["anat"]), self.inputs.anat_space)
+        mask, _ = read_image(Path(self.inputs.normalised_anat["mask"]), self.inputs.anat_space)
+        self._register(writer, fixed, mask, self.inputs.anat.modality, "rigid")
+
+
+class CoregisterToTemplateInputSpec(StepInputSpec):
+    run = traits.Any(mandatory=True, desc="a DwiRun")
+    prepared = traits.Dict(mandatory=True, desc="outputs of PrepareDwi")
+    template = traits.Any(mandatory=True, desc="a Template")
+
+
+class CoregisterToTemplate(_Coregister):
+    """Affine, b=0 → template, for participants without anatomy. Roles: ``to-<template>``, ``from-<template>``."""
+
+    input_spec: ClassVar[type] = CoregisterToTemplateInputSpec
+
+    def needs(self) -> list[Path]:
+        return [*(Path(self.inputs.prepared[role]) for role in ("dwiref", "mask")), *self.inputs.template.paths]
+
+    def parameters(self) -> dict[str, Any]:
+        return {"dof": "affine", "template": self.inputs.template.name, "device": self.inputs.job.device.partition(":")[0]}
+
+    def compute(self, writer: StepWriter) -> None:
+        fixed = load_template(self.inputs.template, contrast="b0")
+        self._register(writer, fixed.image, fixed.mask, self.inputs.template.name, "affine")
