@@ -1,0 +1,11 @@
+"""Diffusion models: one file each. To add one, write the file and add its line here."""
+
+from tractode.registry import Registry
+
+MODELS = Registry(
+    "diffusion model",
+    {
+        "dti": "tractode.models.dti:DTI",
+        "csd": "tractode.models.csd:CSD",
+    },
+)

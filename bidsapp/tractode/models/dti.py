@@ -1,0 +1,127 @@
+"""The diffusion tensor, fitted to log signals by ordinary or weighted linear least squares.
+
+Basser, Mattiello & LeBihan, *Estimation of the effective self-diffusion tensor from the NMR spin echo*, J Magn Reson B
+1994, doi:10.1006/jmrb.1994.1037; weights of Veraart et al., *Weighted linear least squares estimation of diffusion MRI
+parameters*, NeuroImage 2013, doi:10.1016/j.neuroimage.2013.05.028. Departures: signals at or below zero are raised to
+10⁻⁴ of the voxel's largest before the logarithm; FA is cut at 1 where noise makes an eigenvalue negative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tractode.contracts import MapSpec, SignalModel
+from tractode.errors import InputDataError
+from tractode.fields import GradientTable
+from tractode.ops import least_squares, sphere, symmetric
+
+_B_SCALE = 1000.0  # b in ms/µm² makes the columns of the design comparable
+_LARGEST_CONDITION = 200.0
+_FLOOR = 1e-4
+
+
+@dataclass(frozen=True)
+class DTI(SignalModel):
+    """Parameters: Dxx Dxy Dxz Dyy Dyz Dzz in mm²/s (RAS+ scanner frame), then ln S0."""
+
+    fit_method: Literal["wls", "ols"] = "wls"
+
+    label: ClassVar[str] = "tensor"
+    citation: ClassVar[str] = "Basser1994"
+    maps: ClassVar[tuple[MapSpec, ...]] = (
+        MapSpec("diffusivity", "Diffusion tensor", "mm^2/s", components="tensor", invariant=False),
+        MapSpec("fa", "Fractional anisotropy", "arbitrary"),
+        MapSpec("md", "Mean diffusivity", "mm^2/s"),
+        MapSpec("ad", "Axial diffusivity", "mm^2/s"),
+        MapSpec("rd", "Radial diffusivity", "mm^2/s"),
+        MapSpec("s0", "Signal without diffusion weighting", "arbitrary"),
+        MapSpec(
+            "direction", "Principal direction of diffusion", "arbitrary", components="unit3vector", invariant=False
+        ),
+    )
+
+    def facts(self) -> dict[str, Any]:
+        return {"FitMethod": self.fit_method}
+
+    @classmethod
+    def why_not(cls, gtab: GradientTable) -> str | None:
+        return _why_not(gtab)
+
+    def predict(self, params: Float[Tensor, "v 7"], gtab: GradientTable) -> Float[Tensor, "v n"]:
+        """``S0 exp(−b gᵀ D g)``."""
+        unit = params.new_tensor([_B_SCALE] * 6 + [1.0])
+        return (params * unit @ _design(gtab.to(params)).mT).exp()
+
+    def fit(self, signal: Float[Tensor, "v n"], gtab: GradientTable) -> Float[Tensor, "v 7"]:
+        reason = _why_not(gtab)
+        if reason:
+            raise InputDataError(
+                reason, id="E-DTI-TABLE", needed="6 directions that span the tensor, and b=0 or a second b-value"
+            )
+        design = _design(gtab.to(signal.to(torch.float64)))
+        fitted = least_squares.in_tiles(lambda tile: self._fit_tile(tile, design), signal)
+        return fitted / fitted.new_tensor([_B_SCALE] * 6 + [1.0])
+
+    def _fit_tile(self, signal: Float[Tensor, "t n"], design: Float[Tensor, "n 7"]) -> Float[Tensor, "t 7"]:
+        largest = signal.amax(-1, keepdim=True).clamp_min(torch.finfo(signal.dtype).tiny / _FLOOR)
+        logs = torch.maximum(signal, _FLOOR * largest).log()
+        ordinary = least_squares.ordinary(design, logs)
+        if self.fit_method == "ols":
+            return ordinary
+        # The variance of a log signal is σ²/S²; the ordinary fit's S is less noisy than the measured one (Veraart 2013).
+        weights = (2 * (ordinary.to(torch.float64) @ design.mT - logs.amax(-1, keepdim=True))).exp()
+        return least_squares.weighted(design, logs, weights)
+
+    def to_maps(self, params: Float[Tensor, "v 7"]) -> dict[str, Float[Tensor, "v _"]]:
+        tensor = params[:, :6]
+        values, vectors = symmetric.eigen(tensor)
+        trace = symmetric.trace(tensor)
+        return {
+            "diffusivity": tensor,
+            "fa": symmetric.anisotropy(tensor)[:, None],
+            "md": trace[:, None] / 3,
+            "ad": values[:, :1],
+            "rd": values[:, 1:].mean(-1, keepdim=True),
+            "s0": params[:, 6:].exp(),
+            "direction": vectors[:, :, 0],
+        }
+
+    def example(self, seed: int, n: int = 32) -> Float[Tensor, "n 7"]:
+        """Tensors of distinct eigenvalues in 0.2–2.5 × 10⁻³ mm²/s, randomly turned; S0 between 50 and 1000."""
+        generator = torch.Generator().manual_seed(seed)
+        steps = torch.rand(n, 3, generator=generator, dtype=torch.float64) * 0.6 + 0.2
+        values = steps.cumsum(-1).flip(-1) * 1e-3
+        axis = torch.randn(n, 3, generator=generator, dtype=torch.float64)
+        frame = sphere.frame_to_z(axis / axis.norm(dim=-1, keepdim=True))
+        tensor = symmetric.from_matrix(frame.mT @ torch.diag_embed(values) @ frame)
+        log_s0 = torch.rand(n, 1, generator=generator, dtype=torch.float64) * 3 + 3.9
+        return torch.cat([tensor, log_s0], dim=-1)
+
+
+def _design(gtab: GradientTable) -> Float[Tensor, "n 7"]:
+    """``ln S = X β`` with β the tensor in µm²/ms and ln S0."""
+    b = gtab.bvals / _B_SCALE
+    return torch.cat([-b[:, None] * symmetric.quadratic_form(gtab.bvecs), torch.ones_like(b)[:, None]], dim=-1)
+
+
+def _why_not(gtab: GradientTable) -> str | None:
+    weighted = ~gtab.is_b0
+    n_directions, n_b0 = int(weighted.sum()), int(gtab.is_b0.sum())
+    table = f"this table has {n_directions} weighted volumes and {n_b0} with b=0"
+    if n_directions < 6 or len(gtab) < 7:
+        return f"The tensor has 7 unknowns and {table}; give at least 6 directions and one b=0"
+    design = _design(gtab.to(torch.zeros(1, dtype=torch.float64)))
+    if int(torch.linalg.matrix_rank(design, rtol=1e-4)) < 7:
+        return (
+            f"The tensor has 7 unknowns and the directions (or b-values) of this table do not tell them apart: {table}"
+        )
+    directions = symmetric.quadratic_form(gtab.bvecs[weighted].to(torch.float64))
+    condition = float(torch.linalg.cond(directions))
+    if condition > _LARGEST_CONDITION:
+        return f"The directions nearly lie in one plane or repeat each other (condition number {condition:.0f}, at most {_LARGEST_CONDITION:.0f}): {table}"
+    return None
