@@ -1,0 +1,5 @@
+"""Trackers: methods that follow an orientation field from seeds."""
+
+from tractode.registry import Registry
+
+TRACKERS = Registry("tracker", {"sdstream": "tractode.tracking.sdstream:SDStream"})
