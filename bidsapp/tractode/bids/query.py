@@ -1,0 +1,407 @@
+"""What a dataset holds for us: participants, their dwi runs with gradients and inherited metadata, their anatomy.
+
+No image is opened here beyond its first bytes. What concerns the whole request raises; what concerns one run or one
+participant becomes a `Failure`, so that the others can go on. Every file that is not used is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tractode.bids import names
+from tractode.bids.index import Index
+from tractode.bids.inheritance import Levels
+from tractode.bids.raw_dataset import check_description, check_participants_table, choose_labels, participant_labels
+from tractode.bids.scan import IMAGES, IgnoredFile, ScannedFile, scan_participant
+from tractode.errors import InputDataError, MissingInputError, NoMatchError, TractodeError
+from tractode.io.notes import Note, warning
+from tractode.io.sniff import check_content as check_fetched
+
+
+@dataclass(frozen=True)
+class AnatFile:
+    """An anatomical image. ``sidecars`` are the files its metadata came from."""
+
+    path: Path
+    metadata: dict[str, Any]
+    entities: dict[str, str]
+    modality: str
+    session: str | None
+    sidecars: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class DwiRun:
+    """A dwi series with its gradient files; ``name`` is its entities without suffix, unique in the dataset."""
+
+    path: Path
+    bval: Path
+    bvec: Path
+    metadata: dict[str, Any]
+    entities: dict[str, str]
+    session: str | None
+    name: str
+    sidecars: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class FieldmapFile:
+    """An image of the ``fmap`` folder, found but not used yet."""
+
+    path: Path
+    entities: dict[str, str]
+    suffix: str
+    session: str | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run (or a whole participant: ``sub-X``) that was found and cannot be processed."""
+
+    name: str
+    error: TractodeError
+
+
+@dataclass(frozen=True)
+class Participant:
+    """What was found of one participant; ``failures`` are runs that exist and cannot be used."""
+
+    label: str
+    anats: tuple[AnatFile, ...] = ()
+    runs: tuple[DwiRun, ...] = ()
+    fmaps: tuple[FieldmapFile, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def sessions(self) -> tuple[str | None, ...]:
+        """Sessions that have a run, in order; ``None`` is the participant without sessions."""
+        return tuple(dict.fromkeys(run.session for run in self.runs))
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """The answer to one request. Participants come in the order of their labels."""
+
+    participants: tuple[Participant, ...]
+    ignored: tuple[IgnoredFile, ...] = ()
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        return tuple(failure for participant in self.participants for failure in participant.failures)
+
+
+def find_participants(
+    bids_dir: Path,
+    *,
+    participants: Sequence[str] = (),
+    sessions: Sequence[str] = (),
+    filters: Mapping[str, Any] | None = None,
+    anat_modality: str = "T1w",
+) -> Discovery:
+    """Everything to be processed, and everything that will not be.
+
+    Parameters
+    ----------
+    participants, sessions
+        Labels with or without ``sub-`` / ``ses-``; empty means all.
+    filters
+        The parsed file of ``--bids-filter-file``: query → pybids entities, null for none, ``"*"`` for any.
+    anat_modality
+        ``T1w``, ``T2w``, or ``none`` to leave the anatomy aside.
+
+    Raises
+    ------
+    InvalidDatasetError
+        No ``sub-*`` folder.
+    NoMatchError
+        A participant's label is not there, or sessions or filters matched no dwi run.
+    MissingInputError
+        The folder does not exist, or no participant has a dwi image.
+    InputDataError
+        ``dataset_description.json`` cannot be read.
+    ConfigurationError
+        The filters cannot be understood.
+    """
+    # Normalised, links kept: the same text pybids makes of it.
+    bids_dir = Path(os.path.abspath(bids_dir))
+    available, ignored = participant_labels(bids_dir)
+    notes = check_description(bids_dir)
+    labels = choose_labels(participants, available)
+    notes += check_participants_table(bids_dir, available)
+    wanted_sessions = tuple(dict.fromkeys(label.removeprefix("ses-") for label in sessions))
+    index = Index(bids_dir, labels, filters or {})
+    levels = Levels(bids_dir)
+    found = []
+    for label in labels:
+        files, left_aside = scan_participant(bids_dir, label)
+        reader = _Reader(bids_dir, index, levels, label, files, wanted_sessions, anat_modality)
+        found.append(reader.read())
+        ignored += left_aside + reader.ignored
+        notes += reader.notes
+    _check_something_found(found, bids_dir, wanted_sessions, index, ignored)
+    return Discovery(tuple(found), tuple(sorted(ignored, key=lambda file: file.path)), tuple(notes))
+
+
+def choose_anat(participant: Participant, session: str | None) -> AnatFile | None:
+    """The anatomical image that the runs of a session are registered to; `None` if there is none.
+
+    Images of the same session come first, then those of the earliest session. Among them: intensity-normalised before
+    ``acq-nonorm``, fewest entities, lowest run and echo, then the order of the names.
+    """
+    return min(participant.anats, key=lambda anat: (anat.session != session, *_anat_order(anat)), default=None)
+
+
+def explain_anat(participant: Participant, session: str | None) -> str:
+    """Why `choose_anat` chose what it did, for the report."""
+    chosen = choose_anat(participant, session)
+    if chosen is None:
+        return "no anatomical image: the diffusion reference is registered to the template itself"
+    if len(participant.anats) == 1:
+        return f"{chosen.path.name}, the only one"
+    others = ", ".join(anat.path.name for anat in participant.anats if anat is not chosen)
+    where = "" if chosen.session == session else f" of another session ({chosen.session or 'none'})"
+    return f"{chosen.path.name}{where}, rather than {others}: normalised before nonorm, then the plainest name, then the first run"
+
+
+def _anat_order(anat: AnatFile) -> tuple:
+    entities = anat.entities
+    return (
+        anat.session or "",
+        "nonorm" in entities.get("acq", "").lower(),
+        len(entities),
+        int(entities.get("run", 0)),
+        int(entities.get("echo", 0)),
+        anat.path.name,
+    )
+
+
+class _Reader:
+    """Turns one participant's scanned files into runs, anatomy and failures."""
+
+    def __init__(
+        self,
+        bids_dir: Path,
+        index: Index,
+        levels: Levels,
+        label: str,
+        files: Iterable[ScannedFile],
+        sessions: tuple[str, ...],
+        anat_modality: str,
+    ) -> None:
+        self.bids_dir, self.index, self.levels, self.label = bids_dir, index, levels, label
+        self.files, self.sessions, self.anat_modality = tuple(files), sessions, anat_modality
+        self.ignored: list[IgnoredFile] = []
+        self.notes: list[Note] = []
+        self.failures: list[Failure] = []
+        self.used: set[Path] = set()
+        self.anat_errors: dict[Path, TractodeError] = {}
+
+    def read(self) -> Participant:
+        images = [file for file in self.files if file.extension in IMAGES]
+        anats = self._anats([image for image in images if image.datatype == "anat"])
+        if self._is_mixed():
+            runs: list[DwiRun] = []
+        else:
+            runs = self._runs([image for image in images if image.datatype == "dwi"])
+        fmaps = self._fmaps([image for image in images if image.datatype == "fmap"])
+        participant = Participant(self.label, tuple(anats), tuple(runs), tuple(fmaps))
+        kept = [run for run in runs if self._has_good_anat(participant, run)]
+        self._leave_unused_companions()
+        self._check_phase_encoding(kept)
+        return Participant(self.label, tuple(anats), tuple(kept), tuple(fmaps), tuple(self.failures))
+
+    def _runs(self, images: list[ScannedFile]) -> list[DwiRun]:
+        by_name: dict[str, list[ScannedFile]] = defaultdict(list)
+        for image in self._selected("dwi", images):
+            if image.entities.get("part", "mag") != "mag":
+                self._ignore(image, "not a magnitude image")
+            else:
+                by_name[image.stem].append(image)
+        runs = []
+        for name, twins in by_name.items():
+            self.used.update(twin.path for twin in twins)
+            try:
+                runs.append(self._run(name, twins))
+            except (InputDataError, MissingInputError) as error:
+                self.failures.append(Failure(name, error))
+        return runs
+
+    def _run(self, name: str, twins: list[ScannedFile]) -> DwiRun:
+        self._check_single(twins)
+        image = twins[0]
+        check_fetched(image.path)
+        metadata, sidecars = self.levels.metadata(image)
+        bval, bvec = self._gradients(image, ".bval"), self._gradients(image, ".bvec")
+        self.used.update((bval, bvec, *sidecars))
+        return DwiRun(image.path, bval, bvec, metadata, image.entities, image.session, name, sidecars)
+
+    def _gradients(self, image: ScannedFile, extension: str) -> Path:
+        path = self.levels.nearest(image, extension)
+        if path is None:
+            raise MissingInputError(
+                f"There is no {extension} file for this image, neither beside it nor above it",
+                id=f"E-DATA-NO{extension[1:].upper()}",
+                path=image.path,
+                needed=f"{image.path.name.partition('.')[0]}{extension}",
+                fix="convert the scan again with dcm2niix, or copy the gradient table into the dataset",
+            )
+        check_fetched(path)
+        return path
+
+    def _anats(self, images: list[ScannedFile]) -> list[AnatFile]:
+        wanted = [image for image in images if image.suffix == self.anat_modality]
+        for image in images:
+            if image not in wanted:
+                self._ignore(image, f"not used with --anat-modality {self.anat_modality}")
+        if self.anat_modality == "none":
+            return []
+        found = []
+        by_name: dict[str, list[ScannedFile]] = defaultdict(list)
+        for image in self._selected(self.anat_modality.lower(), wanted):
+            if image.entities.get("part", "mag") == "mag":
+                by_name[image.stem].append(image)
+            else:
+                self._ignore(image, "not a magnitude image")
+        for twins in by_name.values():
+            self.used.update(twin.path for twin in twins)
+            found.append(self._anat(twins))
+        return found
+
+    def _anat(self, twins: list[ScannedFile]) -> AnatFile:
+        image = twins[0]
+        metadata: dict[str, Any] = {}
+        sidecars: tuple[Path, ...] = ()
+        try:
+            self._check_single(twins)
+            check_fetched(image.path)
+            metadata, sidecars = self.levels.metadata(image)
+        except (InputDataError, MissingInputError) as error:
+            # Kept until it is known whether any run needs this image.
+            self.anat_errors[image.path] = error
+        self.used.update(sidecars)
+        return AnatFile(image.path, metadata, image.entities, image.suffix, image.session, sidecars)
+
+    def _has_good_anat(self, participant: Participant, run: DwiRun) -> bool:
+        anat = choose_anat(participant, run.session)
+        error = self.anat_errors.get(anat.path) if anat else None
+        if error is not None:
+            self.failures.append(Failure(run.name, error))
+        return error is None
+
+    def _fmaps(self, images: list[ScannedFile]) -> list[FieldmapFile]:
+        chosen = self._selected("fmap", images)
+        self.used.update(image.path for image in chosen)
+        return [FieldmapFile(image.path, image.entities, image.suffix, image.session) for image in chosen]
+
+    def _selected(self, query: str, images: list[ScannedFile]) -> list[ScannedFile]:
+        """Images in the asked sessions and of the user's filters; the rest is listed as ignored."""
+        allowed = self.index.select(query, self.label)
+        kept = []
+        for image in images:
+            if self.sessions and image.session not in self.sessions:
+                self._ignore(image, "its session was not asked for")
+            elif image.path in allowed:
+                kept.append(image)
+            elif query == "dwi" and image.suffix != "dwi":
+                self._ignore(image, f"{image.suffix} images are not used")
+            else:
+                self._ignore(image, "left out by --bids-filter-file")
+        return kept
+
+    def _is_mixed(self) -> bool:
+        """Whether dwi runs lie both in and outside sessions, which only the user can sort out."""
+        found = {image.session for image in self.files if image.datatype == "dwi" and image.suffix == "dwi"}
+        if self.sessions or None not in found or len(found) == 1:
+            return False
+        error = InputDataError(
+            "Some dwi files lie in session folders and others outside",
+            id="E-DATA-SESSIONS",
+            path=self.bids_dir / f"sub-{self.label}",
+            needed="all of them in sessions, or none",
+            fix="move them, or name the sessions to process with --session-label",
+        )
+        self.failures.append(Failure(f"sub-{self.label}", error))
+        return True
+
+    def _check_single(self, twins: list[ScannedFile]) -> None:
+        if len(twins) > 1:
+            raise InputDataError(
+                f"The same image exists more than once: {', '.join(twin.path.name for twin in twins)}",
+                id="E-DATA-DUPLICATE",
+                path=twins[0].path,
+                needed="one file",
+                fix="keep the right one and remove the others",
+            )
+
+    def _leave_unused_companions(self) -> None:
+        already = {file.path for file in self.ignored}
+        for file in self.files:
+            relative = file.path.relative_to(self.bids_dir).as_posix()
+            if file.path in self.used or relative in already or file.extension in IMAGES:
+                continue
+            # A sidecar goes with its image: it needs a line of its own only if it has none.
+            if not any(other.extension in IMAGES and other.stem == file.stem for other in self.files):
+                self.ignored.append(IgnoredFile(relative, "belongs to no image that is used"))
+
+    def _check_phase_encoding(self, runs: list[DwiRun]) -> None:
+        seen: dict[tuple[str | None, str], DwiRun] = {}
+        for run in runs:
+            direction = run.metadata.get("PhaseEncodingDirection")
+            other = seen.setdefault((run.session, str(direction)), run) if direction else run
+            labels = {run.entities.get("dir"), other.entities.get("dir")}
+            if labels in ({"AP", "PA"}, {"LR", "RL"}, {"SI", "IS"}):
+                self.notes.append(
+                    warning(
+                        "W-DATA-PHASE",
+                        f"{other.name} and {run.name} are named for opposite phase encodings, "
+                        f"but both sidecars say {direction!r}: one of them is wrong",
+                    )
+                )
+
+    def _ignore(self, file: ScannedFile, reason: str) -> None:
+        self.ignored.append(IgnoredFile(file.path.relative_to(self.bids_dir).as_posix(), reason))
+
+
+def _check_something_found(
+    found: list[Participant],
+    bids_dir: Path,
+    sessions: tuple[str, ...],
+    index: Index,
+    ignored: list[IgnoredFile],
+) -> None:
+    if any(participant.runs or participant.failures for participant in found):
+        return
+    reasons = {file.reason for file in ignored}
+    if sessions and "its session was not asked for" in reasons:
+        raise NoMatchError(
+            f"No dwi run belongs to session {', '.join(sessions)}",
+            id="E-MATCH-SESSION",
+            path=bids_dir,
+            needed=f"sessions that exist: {', '.join(_sessions_of(ignored)) or 'none, the participants have no sessions'}",
+            fix="correct --session-label",
+        )
+    if index.is_filtered("dwi") and "left out by --bids-filter-file" in reasons:
+        raise NoMatchError(
+            "The filters match no dwi run",
+            id="E-MATCH-FILTER",
+            path=bids_dir,
+            fix="correct the file given with --bids-filter-file",
+        )
+    raise MissingInputError(
+        f"There is no dwi image for {', '.join('sub-' + participant.label for participant in found[:8])}",
+        id="E-DATA-NODWI",
+        path=bids_dir,
+        needed="sub-*/[ses-*/]dwi/*_dwi.nii.gz",
+        fix="see --dry-run for the files that were found and why they were left aside",
+    )
+
+
+def _sessions_of(ignored: list[IgnoredFile]) -> list[str]:
+    parsed = (names.parse(file.path) for file in ignored if file.reason == "its session was not asked for")
+    return sorted({entry[0]["ses"] for entry in parsed if entry and "ses" in entry[0]})
