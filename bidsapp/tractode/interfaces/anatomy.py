@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ from nipype.interfaces.base import traits
 
 from tractode.bids import sidecar
 from tractode.bids.manifest import StepWriter
+from tractode.bids.names import stem
 from tractode.bids.templates import load_template
 from tractode.evaluate.folding import certificate
 from tractode.evaluate.registration_quality import assess
@@ -16,7 +18,7 @@ from tractode.fields import Image
 from tractode.fields.transform import resample
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
 from tractode.interfaces.transforms import write_transform_pair
-from tractode.io.nifti import read_image
+from tractode.io.nifti import read_image, read_volume
 from tractode.registration.optimise import COARSE, SLOPPY, register
 from tractode.reports import figures_registration, figures_slices
 
@@ -40,7 +42,7 @@ class PrepareAnat(Step):
 
     def compute(self, writer: StepWriter) -> None:
         anat = self.inputs.anat
-        image, notes = read_image(anat.path, self.inputs.space, assume_orientation=self.inputs.assume_orientation, volumes=1)
+        image, notes = read_volume(anat.path, self.inputs.space, assume_orientation=self.inputs.assume_orientation)
         text = f"{anat.modality} image as acquired, checked and stored as float32"
         content = sidecar.preproc_sidecar(text, [anat.path], self.inputs.job.bids_dir, metadata=anat.metadata)
         write_with_sidecar(writer, "anat", image, content, anat.entities, datatype="anat", desc="preproc", suffix=anat.modality)
@@ -102,14 +104,15 @@ class NormaliseAnat(Step):
                 fixed.image, normalised, [(fixed.mask, "#ff5252", f"border of the brain in {template.name}")],
                 fixed_name=template.name, moving_name=f"{anat.modality} of the participant",
                 title=f"{anat.modality} → {template.name}", desc=f"{template.name}registration",
-                run=anat.name, suffix=anat.modality, mask=fixed.mask,
+                run=stem(anat.entities), section="template", suffix=anat.modality, mask=fixed.mask,
             ),
             figures_slices.mosaic(
                 moving, mask, desc=f"{template.name}mask", section="anatomy", title=f"{anat.modality} and brain mask",
-                caption=f"The {anat.modality} image as acquired.", run=anat.name, suffix=anat.modality,
+                caption=f"The {anat.modality} image as acquired.", run=stem(anat.entities), suffix=anat.modality,
             ),
         ]  # fmt: skip
-        save_reportlets(writer, job.participant, figures)
+        # The pictures belong to the participant, not to a run; their file names keep the image's.
+        save_reportlets(writer, job.participant, [replace(figure, run="") for figure in figures])
 
     def _write_images(self, writer: StepWriter, mask: Image, normalised: Image) -> None:
         anat, template, job = self.inputs.anat, self.inputs.template, self.inputs.job

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from nipype.interfaces.utility import Merge
 from nipype.pipeline import engine as pe
 
+from tractode.bids import names
 from tractode.bids.query import AnatFile, DwiRun, Participant, choose_anat
 from tractode.bids.templates import Template, find_template
 from tractode.contracts import OrientationModel
@@ -50,7 +51,11 @@ def init_participant_wf(participant: Participant, settings: Settings, run_id: st
         for run in participant.runs:
             if (run.session or "") == session:
                 builder.add_run(run, anatomy)
-    builder.job.ledger().promise(builder.promised)
+    ledger = builder.job.ledger()
+    failures = {f"{failure.name}_find": failure for failure in participant.failures}
+    ledger.promise([*builder.promised, *({"step": step, "run": failure.name} for step, failure in failures.items())])
+    for step, failure in failures.items():
+        ledger.record_error(step, failure.error)
     return builder.workflow
 
 
@@ -106,7 +111,7 @@ class _Builder:
     def add_anatomy(self, anat: AnatFile) -> _Anatomy | None:
         if not self.templates:
             return None
-        stem = anat.name
+        stem = names.stem(anat.entities)
         space = f"{stem}_{anat.modality}"
         prepare = PrepareAnat(anat=anat, space=space, assume_orientation=self.settings.assume_orientation)
         prepared = self._node(prepare, f"{stem}_prepare-{anat.modality}", stem, 1.0)

@@ -1,0 +1,126 @@
+"""A participant's page, put together from what the steps left in the ledger: it can be made again at any time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tractode
+from tractode.bids import citations
+from tractode.bids.manifest import Ledger, StepRecord
+from tractode.io.atomic import write_text
+from tractode.reports.assemble import ReportData, RunSummary, participant_report
+from tractode.reports.reportlet import Reportlet
+from tractode.workflows.outcome import outcome
+
+
+def write_report(output_dir: Path, participant: str) -> Path:
+    """Write ``sub-X.html`` from the ledger of the latest run; works after a crash and without running anything."""
+    ledger = Ledger(output_dir, participant)
+    records, errors = ledger.records(), ledger.errors()
+    result = outcome(output_dir, participant)
+    by_step = {entry["step"]: entry["run"] for entry in ledger.plan()["steps"]}
+    data = ReportData(
+        title="tractode",
+        participant=f"sub-{participant}",
+        summary=_summary(result.complete, records, errors),
+        runs=[_run(name, done, records, errors, by_step) for name, done in result.runs.items() if _is_scan(name, by_step)],
+        reportlets=_reportlets(output_dir, [*(r.facts for r in records), *(e.get("facts", {}) for e in errors)]),
+        plan=[(entry["step"], "missing" if entry["step"] in result.missing else "complete") for entry in ledger.plan()["steps"]],
+        notes=list(_notes(records)),
+        errors=errors,
+        provenance=_provenance(ledger, records),
+        methods_md=citations.boilerplate(methods(records)),
+        manifest=[{"file": path, "sha256": digest[:16]} for record in records for path, digest in record.outputs.items() if "/figures/" not in path],
+    )
+    path = output_dir / f"sub-{participant}.html"
+    write_text(path, participant_report(data))
+    return path
+
+
+def methods(records: Iterable[StepRecord]) -> dict[str, Any]:
+    """What the methods text needs to know: which models, trackers, registrations and references were used."""
+    facts: dict[str, Any] = {"models": [], "trackers": [], "templates": [], "keys": []}
+    for record in records:
+        known = record.facts
+        if "fit" in known:
+            facts["models"].append({"label": known["label"], **known["fit"]})
+            facts["keys"].append(known["citation"])
+        if "tracker" in known:
+            facts["trackers"].append({"method": known["method"], "n_streamlines": known["n_asked"], **known["tracker"]})
+            facts["keys"].append(known["citation"])
+        if "template" in known and "folding" in known:
+            facts["templates"].append(known["template"])
+    return facts
+
+
+def _summary(complete: bool, records: list[StepRecord], errors: list[dict[str, Any]]) -> list[tuple[str, object]]:
+    streamlines = sum(record.facts.get("n_streamlines", 0) for record in records)
+    return [
+        ("Result", "complete and verified" if complete else "not complete"),
+        ("Errors", len(errors)),
+        ("Runs prepared", sum("gradients" in record.facts for record in records)),
+        ("Streamlines", f"{streamlines:,}"),
+        ("Computing time (sum over steps)", f"{sum(record.seconds for record in records) / 60:.1f} min"),
+        ("tractode", tractode.__version__),
+    ]
+
+
+def _is_scan(name: str, by_step: dict[str, str]) -> bool:
+    return any(run == name and step.endswith(("_prepare-dwi", "_find")) for step, run in by_step.items())
+
+
+def _run(name: str, done: bool, records: list[StepRecord], errors: list[dict[str, Any]], by_step: dict[str, str]) -> RunSummary:
+    """One line of the table of runs."""
+    mine = [record.facts for record in records if by_step.get(record.step) == name]
+    failed = [error for error in errors if by_step.get(error["step"]) == name]
+    known: dict[str, Any] = {}
+    for facts in [*(error.get("facts", {}) for error in failed), *mine]:
+        known |= facts
+    shown: dict[str, object] = {}
+    if "shape" in known:
+        shown["matrix"] = " × ".join(map(str, known["shape"]))
+        shown["voxel (mm)"] = " × ".join(f"{size:g}" for size in known["voxel_sizes"])
+        shown["shells"] = ", ".join(f"{shell['directions']} at b={shell['b']}" for shell in known["shells"]) + f", {known['n_b0']} at b=0"
+    if "gradients" in known:
+        shown["gradient check"] = known["gradients"]["verdict"]
+        shown["table used"] = known.get("gradients_used", "none")
+    if "n_streamlines" in known:
+        shown["streamlines"] = f"{known['n_streamlines']:,} of {known['n_asked']:,}"
+    if "skipped" in known:
+        shown["template outputs"] = known["skipped"]
+    return RunSummary(name, "complete" if done else "failed", shown, "; ".join(error["found"] for error in failed))
+
+
+def _notes(records: Iterable[StepRecord]) -> Iterable[tuple[str, str]]:
+    for record in records:
+        for note in record.facts.get("notes", []):
+            yield note["level"], f"{record.step}: {note['message']}"
+        if "skipped" in record.facts:
+            yield "warning", f"{record.step}: {record.facts['skipped']}"
+
+
+def _reportlets(output_dir: Path, facts: Iterable[dict[str, Any]]) -> list[Reportlet]:
+    found = []
+    for known in facts:
+        for relative in known.get("reportlets", []):
+            path = output_dir / relative
+            description = path.read_text(encoding="utf-8")
+            body = path.with_suffix(f".{json.loads(description)['kind']}").read_bytes()
+            found.append(Reportlet.from_files(description, body))
+    return found
+
+
+def _provenance(ledger: Ledger, records: list[StepRecord]) -> dict[str, object]:
+    plan = ledger.plan()
+    inputs = {path: digest for record in records for path, digest in record.inputs.items() if not Path(path).is_relative_to(ledger.output_dir)}
+    return {
+        "run": plan["run_id"],
+        "version": tractode.__version__,
+        "torch": torch.__version__,
+        **{f"input {Path(path).name}": digest[:16] for path, digest in inputs.items()},
+    }
