@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,8 +45,17 @@ def build_parser(*, needs_positionals: bool = True) -> Parser:
     return parser
 
 
-def parse(argv: Sequence[str]) -> tuple[Settings, list[str]]:
-    """Settings and notes for the user. ``device`` is as asked (``auto`` included): it is resolved where it is used.
+@dataclass(frozen=True)
+class Request:
+    """What was asked for. ``asked`` names the settings that were given, by command line or file; ``notes`` are for the user."""
+
+    settings: Settings
+    asked: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """argv as a request. ``device`` is as asked (``auto`` included): it is resolved where it is used.
 
     Raises
     ------
@@ -64,8 +74,9 @@ def parse(argv: Sequence[str]) -> tuple[Settings, list[str]]:
     for name in ("bids_dir", "output_dir", "analysis_level"):
         if name not in values:
             parser.error(f"{name} is missing, on the command line and in the configuration file")
-    values = _settled(values, asked=file_values.keys() | given.keys(), notes=notes)
-    return Settings(**values), notes
+    asked = frozenset(file_values.keys() | given.keys())
+    values = _settled(values, asked, notes)
+    return Request(Settings(**values), asked, tuple(notes))
 
 
 def _unknown_text(unknown: list[str], parser: argparse.ArgumentParser) -> str:
@@ -99,7 +110,7 @@ def _without_aliases(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _settled(values: dict[str, Any], asked: set[str], notes: list[str]) -> dict[str, Any]:
+def _settled(values: dict[str, Any], asked: frozenset[str], notes: list[str]) -> dict[str, Any]:
     """Defaults that depend on the machine or on other settings, and the conflicts among settings."""
     level = values["analysis_level"]
     if level not in options.LEVELS:
@@ -133,7 +144,7 @@ def _settled(values: dict[str, Any], asked: set[str], notes: list[str]) -> dict[
     return values
 
 
-def _check_conflicts(values: dict[str, Any], asked: set[str], notes: list[str]) -> None:
+def _check_conflicts(values: dict[str, Any], asked: frozenset[str], notes: list[str]) -> None:
     def conflict(found: str, id: str, fix: str = "give one of them") -> NoReturn:
         raise ConfigurationError(found, id=id, fix=fix)
 

@@ -36,6 +36,7 @@ class Failure:
     """How one node failed. ``exit_code`` is its process's where that died, else ``None``."""
 
     node: str
+    step: str
     text: str
     exit_code: int | None = None
     peak_gb: float = 0.0
@@ -44,7 +45,7 @@ class Failure:
 
     def error(self) -> TractodeError:
         """The error a user should meet, where the step itself left none."""
-        step = self.node.rpartition(".")[2]
+        step = self.step
         if self.exit_code is not None:
             return self._death(step)
         if "MemoryError" in self.text or "can't allocate memory" in self.text or "out of memory" in self.text:
@@ -67,7 +68,8 @@ class Failure:
         )
 
     def _death(self, step: str) -> TractodeError:
-        number = -(self.exit_code or 0)
+        code = self.exit_code or 0
+        number = code - 128 if code > 128 else -code
         name = signal.Signals(number).name if number in signal.valid_signals() else f"exit code {self.exit_code}"
         found = f"The process of the step {step} died ({name}; {self._memory()})"
         if number in _SIGNALS_OF_A_BUG or number < 0:
@@ -100,7 +102,11 @@ class FailureRecorder:
         trace = (result or {}).get("traceback") or []
         lines = trace.splitlines(keepends=True) if isinstance(trace, str) else list(trace)
         failure = (result or {}).get("failure") or Failure(
-            node.fullname, "".join(lines), estimate_gb=_estimate(node), limit_gb=getattr(self, "memory_gb", 0.0)
+            node.fullname,
+            _step_of(node),
+            "".join(lines),
+            estimate_gb=_estimate(node),
+            limit_gb=getattr(self, "memory_gb", 0.0),
         )
         self.failures.append(failure)
         # nipype concatenates the traceback with a list, and fails with a TypeError where its own plugins give text.
@@ -162,6 +168,7 @@ class WatchdogPlugin(FailureRecorder, MultiProcPlugin):
             return None
         failure = Failure(
             task.node.fullname,
+            _step_of(task.node),
             f"The worker process died with exit code {task.process.exitcode}.\n",
             exit_code=task.process.exitcode if task.process.exitcode is not None else -signal.SIGKILL,
             peak_gb=task.peak_gb,
@@ -261,6 +268,11 @@ def _resident_gb(pid: int) -> float:
     with contextlib.suppress(psutil.Error):
         return psutil.Process(pid).memory_info().rss / _GIB
     return 0.0
+
+
+def _step_of(node: Node) -> str:
+    """The name of the ledger's step that a node runs."""
+    return str(getattr(node.inputs, "step", "") or node.name)
 
 
 def _estimate(node: Node) -> float:

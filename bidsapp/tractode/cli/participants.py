@@ -1,0 +1,309 @@
+"""The participant level: find, check, lock, compute, verify, report, and say in one exit code what became of it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tractode.cli import environment, folders, verdict
+from tractode.cli.crash import write_bundle
+from tractode.cli.logs import logging_to
+from tractode.cli.parser import Request
+from tractode.errors import (
+    InternalError,
+    LockedError,
+    MissingInputError,
+    NoMatchError,
+    ResourceUnavailableError,
+    TractodeError,
+)
+from tractode.io.atomic import TEMPORARY_PREFIX, write_text
+from tractode.settings import Settings
+
+if TYPE_CHECKING:
+    from tractode.bids.query import Discovery, Participant
+    from tractode.cli.plan import Plan
+    from tractode.workflows.outcome import Outcome
+
+BUILT_IN_TEMPLATE = "MNI152NLin2009aSym"
+
+
+def run_participants(request: Request) -> int:
+    """Everything between the parsed command line and the exit code."""
+    settings = request.settings
+    folders.check_apart(settings)
+    if settings.reports_only:
+        return _reports_only(settings)
+    folders.check_input(settings.bids_dir)
+    with logging_to(None, settings.verbosity):
+        discovery = _discover(settings)
+        settings, notes = _resolved(request)
+        plan = _plan(discovery, settings, [*request.notes, *notes])
+    if settings.dry_run:
+        return _show(plan)
+    for note in plan.notes:
+        print(f"Note: {note}")
+    if (problem := plan.resource_problem()) is not None:
+        raise problem
+    folders.check_output(settings.output_dir)
+    _describe_output(settings)
+    return _Run(settings, discovery).carry_out()
+
+
+def _discover(settings: Settings) -> Discovery:
+    from tractode.bids.query import find_participants
+
+    return find_participants(
+        settings.bids_dir,
+        participants=settings.participants,
+        sessions=settings.sessions,
+        filters=settings.bids_filters,
+        anat_modality=settings.anat_modality,
+    )
+
+
+def _resolved(request: Request) -> tuple[Settings, list[str]]:
+    """Settings with the device and templates that will really be used.
+
+    Raises
+    ------
+    ResourceUnavailableError
+        A device or template that was asked for is not to be had.
+    """
+    from tractode.bids.templates import find_template
+
+    settings = request.settings
+    device, note = environment.resolve_device(settings.device)
+    notes = [note] if note else []
+    spaces = settings.output_spaces
+    try:
+        for space in spaces:
+            find_template(space)
+    except ResourceUnavailableError:
+        if "output_spaces" in request.asked:
+            raise
+        spaces = (BUILT_IN_TEMPLATE,)
+        notes.append(
+            f"TemplateFlow has no files of {', '.join(settings.output_spaces)}: the built-in {BUILT_IN_TEMPLATE} is used."
+        )
+    return replace(settings, device=device, output_spaces=spaces), notes
+
+
+def _plan(discovery: Discovery, settings: Settings, notes: Sequence[str]) -> Plan:
+    from tractode.cli.plan import make_plan
+
+    return make_plan(discovery, settings, environment.memory_limit_gb(settings.memory_gb), notes)
+
+
+def _show(plan: Plan) -> int:
+    """Print the plan; its exit code is the one the run would end with, as far as that is known before it."""
+    print(plan.text())
+    problems = plan.input_problems()
+    if (lack := plan.resource_problem()) is not None:
+        problems.append(lack)
+    for problem in problems:
+        print(f"tractode: {problem}", file=sys.stderr)
+    return verdict.exit_code(problem.exit_code for problem in problems)
+
+
+def _describe_output(settings: Settings) -> None:
+    from tractode.bids.dataset import write_description
+
+    write_description(settings.output_dir, settings.bids_dir)
+
+
+def _reports_only(settings: Settings) -> int:
+    """Assemble reports again from the ledgers of an output folder."""
+    from tractode.workflows.outcome import outcome
+    from tractode.workflows.report import write_report
+
+    logs = settings.output_dir / "logs"
+    present = sorted(path.name.removeprefix("sub-") for path in logs.glob("sub-*") if (path / "plan.json").is_file())
+    if not present:
+        raise MissingInputError(
+            "There are no results to report on",
+            id="E-OUT-EMPTY",
+            path=settings.output_dir,
+            needed="an output folder of tractode",
+            fix="run without --reports-only first",
+        )
+    absent = [label for label in settings.participants if label not in present]
+    if absent:
+        raise NoMatchError(
+            f"No results of {', '.join(f'sub-{label}' for label in absent)}",
+            id="E-LABEL-OUTPUT",
+            path=settings.output_dir,
+            needed=f"labels among {', '.join(present[:10])}",
+        )
+    outcomes = []
+    for label in settings.participants or present:
+        print(f"Report: {write_report(settings.output_dir, label)}")
+        outcomes.append(outcome(settings.output_dir, label))
+    verdict.print_table(outcomes, {})
+    return 0
+
+
+class _Run:
+    """One run over participants: their locks, their workflow, their outcomes."""
+
+    def __init__(self, settings: Settings, discovery: Discovery) -> None:
+        self.settings = settings
+        self.participants = list(discovery.participants)
+        self.run_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
+        self.log_file = settings.output_dir / "logs" / f"run-{self.run_id}.log"
+        self.locked: dict[str, TractodeError] = {}
+        self.traces: dict[str, str] = {}
+
+    def carry_out(self) -> int:
+        with ExitStack() as stack:
+            mine = self._lock(stack)
+            if not mine:
+                raise next(iter(self.locked.values()))
+            stack.enter_context(logging_to(self.log_file, self.settings.verbosity))
+            run_dir = folders.make_run_dir(self.settings.work_dir)
+            if "workdir" not in self.settings.debug:
+                stack.callback(folders.remove_run_dir, run_dir)
+            with self._swept(mine):
+                self._compute(mine, run_dir)
+            outcomes = [self._conclude(participant.label) for participant in mine]
+        return self._verdict(outcomes)
+
+    def _lock(self, stack: ExitStack) -> list[Participant]:
+        """Participants that are ours for this run; the others are another live run's."""
+        from tractode.bids.lock import ParticipantLock
+
+        mine = []
+        for participant in self.participants:
+            try:
+                stack.enter_context(ParticipantLock(self.settings.output_dir, participant.label))
+            except LockedError as error:
+                self.locked[participant.label] = error
+            else:
+                mine.append(participant)
+        return mine
+
+    @contextmanager
+    def _swept(self, mine: Sequence[Participant]) -> Iterator[None]:
+        """Half-written files of killed processes, of earlier runs and of this one, are removed under the lock."""
+        roots = [
+            self.settings.output_dir / folder / f"sub-{participant.label}"
+            for participant in mine
+            for folder in ("", "logs")
+        ]
+        _sweep(roots)
+        try:
+            yield
+        finally:
+            _sweep(roots)
+
+    def _compute(self, mine: Sequence[Participant], run_dir: Path) -> None:
+        from nipype.pipeline import engine as pe
+
+        workflow = pe.Workflow(name="tractode", base_dir=str(run_dir))
+        owners: dict[str, str] = {}
+        for participant in mine:
+            write_text(
+                self.settings.output_dir / "logs" / f"sub-{participant.label}" / "settings.toml",
+                self.settings.to_toml(),
+            )
+            part = self._part(participant, run_dir)
+            if part is not None and part.list_node_names():
+                workflow.add_nodes([part])
+                owners[part.name] = participant.label
+        n_runs = sum(len(participant.runs) for participant in mine)
+        print(
+            f"Run {self.run_id}: {len(mine)} participant(s), {n_runs} dwi run(s), device {self.settings.device}",
+            flush=True,
+        )
+        if not owners:
+            return
+        from tractode.cli.engine import run_workflow
+
+        failures = run_workflow(workflow, self.settings, self.log_file, run_dir)
+        for failure in failures:
+            label = next(owners[part] for part in failure.node.split(".") if part in owners)
+            self._record(label, failure)
+
+    def _part(self, participant: Participant, run_dir: Path) -> Any:
+        """A participant's workflow, or ``None`` where it cannot be laid out; what was found unusable is recorded."""
+        from tractode.bids.manifest import Ledger
+        from tractode.workflows.participant import init_participant_wf
+
+        ledger = Ledger(self.settings.output_dir, participant.label, self.run_id)
+        part, problem = None, None
+        try:
+            part = init_participant_wf(participant, replace(self.settings, work_dir=run_dir), self.run_id)
+        except TractodeError as error:
+            ledger.promise([])
+            problem = error
+        lost = [{"step": f"{failure.name}_find", "run": failure.name} for failure in participant.failures]
+        if lost:
+            ledger.promise([*ledger.plan()["steps"], *lost])
+        for failure in participant.failures:
+            ledger.record_error(f"{failure.name}_find", failure.error)
+        if problem is not None:
+            ledger.record_error("lay-out", problem)
+        return part
+
+    def _record(self, label: str, failure: Any) -> None:
+        """A failure that left no error of its own in the ledger (a killed worker could not) gets one."""
+        from tractode.bids.manifest import Ledger
+
+        ledger = Ledger(self.settings.output_dir, label, self.run_id)
+        self.traces[f"{label}/{failure.step}"] = failure.text
+        if all(record.get("step") != failure.step for record in ledger.errors()):
+            ledger.record_error(failure.step, failure.error())
+
+    def _conclude(self, label: str) -> Outcome:
+        """Verify a participant's files, write its manifest and its report: after a crash too."""
+        from tractode.bids.manifest import Ledger
+        from tractode.workflows.outcome import outcome
+        from tractode.workflows.report import write_report
+
+        ledger = Ledger(self.settings.output_dir, label, self.run_id)
+        ledger.close()
+        try:
+            path = write_report(self.settings.output_dir, label)
+            print(f"Report: {path}", flush=True)
+        except TractodeError as error:
+            ledger.record_error("report", error)
+        except Exception as error:
+            from tractode.cli.crash import traceback_text
+
+            self.traces[f"{label}/report"] = traceback_text(error)
+            ledger.record_error(
+                "report",
+                InternalError(
+                    f"The report could not be made ({type(error).__name__}: {error})",
+                    id="E-BUG-REPORT",
+                    fix="please report it with the crash bundle",
+                ),
+            )
+        return outcome(self.settings.output_dir, label)
+
+    def _verdict(self, outcomes: list[Outcome]) -> int:
+        verdict.print_table(outcomes, self.locked)
+        records = [record for outcome in outcomes for record in verdict.errors_of(outcome)]
+        for line in dict.fromkeys([*map(verdict.text_of, records), *map(str, self.locked.values())]):
+            print(f"tractode: {line}", file=sys.stderr)
+        codes = [int(record.get("exit_code", InternalError.exit_code)) for record in records]
+        if InternalError.exit_code in codes:
+            texts = {f"traces/{name}.txt": text for name, text in self.traces.items()}
+            bundle = write_bundle(
+                self.settings.output_dir / "logs", {"settings.toml": self.settings.to_toml(), **texts}, [self.log_file]
+            )
+            print(f"tractode: This is a bug of tractode. Crash bundle: {bundle}", file=sys.stderr)
+        return verdict.exit_code([*codes, *(error.exit_code for error in self.locked.values())])
+
+
+def _sweep(roots: Sequence[Path]) -> None:
+    for root in roots:
+        for leftover in root.rglob(f"{TEMPORARY_PREFIX}*"):
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,209 @@
+"""What a run would do, before it does it: files found and ignored, models that will run or why not, memory and disk.
+
+Reads sidecars, gradient tables and image headers; no voxel. The estimates are rough upper ends measured on real
+scans, meant to stop a run that cannot end well, not to schedule one that can.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tractode.errors import InputOutputError, OutOfMemoryError, TractodeError
+from tractode.settings import Settings
+
+_GIB = 2**30
+_PARENT_GB = 0.5  # the process that schedules
+_WORKER_GB = 0.7  # an idle worker with torch and the readers loaded
+_REGISTRATION_GB = 1.8
+_N_SH = 45
+_N_SCALAR_MAPS = 10
+_MEAN_LENGTH_MM = 45.0
+_STEP_VOXELS = 0.1
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One dwi run. ``models`` maps each model asked for to why it cannot run, or ``None`` if it can."""
+
+    participant: str
+    name: str
+    files: tuple[str, ...]
+    anat: str | None = None
+    shape: tuple[int, ...] = ()
+    voxel_sizes: tuple[float, ...] = ()
+    n_b0: int = 0
+    shells: tuple[tuple[int, int], ...] = ()
+    models: dict[str, str | None] = field(default_factory=dict)
+    memory_gb: float = 0.0
+    disk_gb: float = 0.0
+    problems: tuple[TractodeError, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the run would do, and what stands in its way."""
+
+    runs: tuple[RunPlan, ...]
+    ignored: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    memory_gb: float
+    memory_limit_gb: float
+    disk_gb: float
+    disk_free_gb: float
+
+    def input_problems(self) -> list[TractodeError]:
+        return [problem for run in self.runs for problem in run.problems]
+
+    def resource_problem(self) -> TractodeError | None:
+        """Memory or disk that the run would surely lack."""
+        if self.memory_gb > self.memory_limit_gb:
+            return OutOfMemoryError(
+                f"The run needs about {self.memory_gb:.1f} GiB of memory and may use {self.memory_limit_gb:.1f} GiB",
+                id="E-MEM-ESTIMATE",
+                needed=f"{self.memory_gb:.1f} GiB",
+                fix="raise --mem or the limit of the batch job or container, or take fewer runs or a smaller image",
+            )
+        if self.disk_gb > self.disk_free_gb:
+            return InputOutputError(
+                f"The run writes about {self.disk_gb:.1f} GiB and the output disk has {self.disk_free_gb:.1f} GiB free",
+                id="E-IO-SPACE",
+                needed=f"{self.disk_gb:.1f} GiB",
+                fix="free space, choose another output folder, or lower --n-streamlines",
+            )
+        return None
+
+    def text(self) -> str:
+        """The plan for people; plain lines, so that it can be piped and searched."""
+        lines = [f"Plan for {len({run.participant for run in self.runs})} participant(s), {len(self.runs)} dwi run(s)"]
+        for run in self.runs:
+            lines += _run_lines(run)
+        lines += [f"Ignored files: {len(self.ignored)}", *(f"  {path}: {reason}" for path, reason in self.ignored)]
+        lines += [f"Note: {note}" for note in self.notes]
+        lines.append(f"Memory: about {self.memory_gb:.1f} GiB of {self.memory_limit_gb:.1f} GiB")
+        lines.append(f"Disk: about {self.disk_gb:.1f} GiB of {self.disk_free_gb:.1f} GiB free")
+        return "\n".join(lines)
+
+
+def make_plan(discovery: Any, settings: Settings, memory_limit_gb: float, notes: Sequence[str] = ()) -> Plan:
+    """Look at every run of a `Discovery` without opening an image beyond its header."""
+    runs = tuple(
+        _plan_run(participant, run, settings) for participant in discovery.participants for run in participant.runs
+    )
+    concurrent = max(1, settings.nprocs // settings.omp_nthreads)
+    needs = sorted((run.memory_gb for run in runs), reverse=True)
+    # With room for one step at a time the run is slower, not impossible: the least it needs is its largest step.
+    least = _PARENT_GB + max(needs, default=0.0)
+    usual = _PARENT_GB + sum(needs[:concurrent])
+    return Plan(
+        runs=(*runs, *failed),
+        ignored=tuple((item.path, item.reason) for item in discovery.ignored),
+        notes=(*notes, *(str(getattr(note, "message", note)) for note in discovery.notes)),
+        memory_gb=usual if usual <= memory_limit_gb else least,
+        memory_limit_gb=memory_limit_gb,
+        disk_gb=sum(run.disk_gb for run in runs),
+        disk_free_gb=shutil.disk_usage(existing_parent(settings.output_dir)).free / _GIB,
+    )
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder at or above ``path`` that exists."""
+    return next(folder for folder in (path, *path.resolve().parents) if folder.exists())
+
+
+def _plan_run(participant: Any, run: Any, settings: Settings) -> RunPlan:
+    from tractode.bids.query import choose_anat
+    from tractode.io.problems import parts_of
+
+    anat = choose_anat(participant, run.session) if settings.anat_modality != "none" else None
+    plan = RunPlan(
+        participant=participant.label,
+        name=run.name,
+        files=tuple(str(path) for path in (run.path, run.bval, run.bvec)),
+        anat=str(anat.path) if anat else None,
+    )
+    try:
+        return replace(plan, **_read_facts(run, settings))
+    except TractodeError as error:
+        return replace(plan, problems=tuple(parts_of(error)))
+
+
+def _read_facts(run: Any, settings: Settings) -> dict[str, Any]:
+    from tractode.models import MODELS
+
+    shape, voxel_sizes, gtab = read_table(run, settings)
+    n_tracts = len(settings.tracking) * (1 + len(settings.output_spaces)) * len(settings.tractogram_formats)
+    return {
+        "shape": shape,
+        "voxel_sizes": voxel_sizes,
+        "n_b0": int(gtab.is_b0.sum()),
+        "shells": tuple((round(float(b)), len(index)) for b, index in gtab.shells()),
+        "models": {name: MODELS[name].why_not(gtab) for name in settings.models},
+        "memory_gb": memory_gb(shape),
+        "disk_gb": disk_gb(shape, voxel_sizes, settings.n_streamlines * n_tracts),
+    }
+
+
+def read_table(run: Any, settings: Settings) -> tuple[tuple[int, ...], tuple[float, ...], Any]:
+    """Shape, voxel sizes in mm and `GradientTable` of a dwi run, from its header and its gradient files alone.
+
+    Weighted volumes without a direction are left out here: whether they are trace images that the run drops, only
+    their signal can tell.
+    """
+    import torch
+
+    from tractode.io.gradients import GradientPolicy, StoredGradients, parse_gradients, to_table
+    from tractode.io.nifti_affine import choose_affine
+    from tractode.io.nifti_header import read_header
+    from tractode.io.stream import ByteSource
+
+    with ByteSource(run.path) as source:
+        header = read_header(source)
+    affine, _ = choose_affine(header.fields, header.shape, run.path, assume_orientation=settings.assume_orientation)
+    policy = GradientPolicy(settings.bval_from_norm, settings.estimate_s0, settings.b0_threshold)
+    n_volumes = header.shape[3] if len(header.shape) > 3 else 1
+    stored, _ = parse_gradients(run.bval, run.bvec, n_volumes, policy=policy)
+    kept = ~stored.lacks_direction
+    stored = StoredGradients(stored.bvals[kept], stored.bvecs[kept], stored.is_b0[kept], stored.lacks_direction[kept])
+    axes = torch.as_tensor(affine, dtype=torch.float64)
+    voxel_sizes = tuple(float(size) for size in axes[:3, :3].norm(dim=0))
+    return tuple(int(size) for size in header.shape), voxel_sizes, to_table(stored, axes)
+
+
+def memory_gb(shape: tuple[int, ...]) -> float:
+    """GiB of a run's largest step: the scan as float32 three times, or FODs twice beside a tile, or a registration."""
+    n_voxels = shape[0] * shape[1] * shape[2]
+    scan = n_voxels * (shape[3] if len(shape) > 3 else 1) * 4 / _GIB
+    fods = n_voxels * _N_SH * 4 / _GIB
+    return _WORKER_GB + max(3 * scan, scan + fods + 1.0, 2 * fods + 1.0, _REGISTRATION_GB)
+
+
+def disk_gb(shape: tuple[int, ...], voxel_sizes: tuple[float, ...], n_streamlines: int) -> float:
+    """GiB that a run writes: scan, FODs and maps uncompressed (noise hardly compresses), and all tractograms."""
+    n_voxels = shape[0] * shape[1] * shape[2]
+    n_volumes = (shape[3] if len(shape) > 3 else 1) + _N_SH + 2 * _N_SCALAR_MAPS
+    points = _MEAN_LENGTH_MM / (_STEP_VOXELS * min(voxel_sizes))
+    return (n_voxels * n_volumes * 4 + n_streamlines * points * 12) / _GIB
+
+
+def _run_lines(run: RunPlan) -> list[str]:
+    lines = [
+        f"  {run.name}",
+        *(f"    {path}" for path in run.files),
+        f"    anatomy: {run.anat or 'none; registered by its b=0'}",
+    ]
+    for problem in run.problems:
+        lines.append(f"    cannot be used: {problem}")
+    if run.shape:
+        sizes = " x ".join(f"{size:.2f}" for size in run.voxel_sizes)
+        shells = ", ".join(f"b={b} ({n} directions)" for b, n in run.shells)
+        lines.append(f"    {' x '.join(map(str, run.shape))} voxels of {sizes} mm; {run.n_b0} b=0; {shells}")
+        lines += [
+            f"    model {name}: {'will run' if why is None else f'will not run: {why}'}"
+            for name, why in run.models.items()
+        ]
+        lines.append(f"    memory about {run.memory_gb:.1f} GiB, disk about {run.disk_gb:.2f} GiB")
+    return lines
