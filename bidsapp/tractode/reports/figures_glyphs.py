@@ -1,0 +1,112 @@
+"""Orientation distributions as glyphs on slices, one glyph a voxel."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tractode.fields import Image, ShField
+from tractode.ops import sphere
+from tractode.ops.spherical_harmonics import basis
+from tractode.reports.canvas import Sheet, Tile, draw_sheet, encode
+from tractode.reports.figures_gradients import toward_viewer
+from tractode.reports.figures_slices import scale_of
+from tractode.reports.glyph_raster import render
+from tractode.reports.planes import VIEWS, Box, Plane, View, box_of, cut
+from tractode.reports.reportlet import Reportlet, stem
+
+_LARGEST_WIDTH = 1500
+_DIM = 0.55  # background images are darkened so that glyphs stand out
+
+
+def fod_glyphs(
+    field: ShField,
+    background: Image,
+    mask: Image | None = None,
+    *,
+    at: tuple[float, float, float] | None = None,
+    run: str = "",
+    section: str = "fod",
+    desc: str = "fod",
+) -> list[Reportlet]:
+    """An axial, a coronal and a sagittal plane of glyphs over a background, through ``at`` (mm) or the mask's centre."""
+    box = box_of(background, mask, margin=2.0)
+    centre = box.centre if at is None else at
+    spacing = float(np.mean(field.grid.voxel_sizes))
+    coefficients = _masked(field, mask)
+    scale = amplitude_scale(coefficients, field.order)
+    reportlets = []
+    for view in VIEWS:
+        picture, position = _glyph_plane(
+            coefficients, field.order, background, mask, box, view, centre[view.normal], spacing, scale
+        )
+        caption = (
+            f"{view.name.capitalize()} plane at {view.coordinate} = {position:.0f} mm seen from {view.seen_from}; one glyph each {spacing:.1f} mm, "
+            "all at one scale. The radius along a direction is the fibre orientation density there; colour: red left–right, green "
+            "front–back, blue up–down. Lobes should follow the bundles and cross where bundles cross."
+        )
+        reportlets.append(
+            Reportlet(
+                stem(run, f"{desc}{view.name}", "dwimap"), section, f"Fibre orientation distributions, {view.name}", caption,
+                picture, run=run, alt=f"FOD glyphs on a {view.name} plane",
+            )
+        )  # fmt: skip
+    return reportlets
+
+
+def amplitude_scale(coefficients: Image, order: int) -> float:
+    """The amplitude that fills a voxel: the 90th percentile of the voxels' largest amplitudes."""
+    flat = coefficients.values.flatten(1).mT
+    flat = flat[flat[:, 0] > 0]
+    if len(flat) == 0:
+        return 1.0
+    flat = flat[:: max(1, len(flat) // 20_000)]
+    largest = (flat @ basis(sphere.directions(200).to(flat), order).mT).amax(1)
+    return max(float(torch.quantile(largest, 0.90)), 1e-12)
+
+
+def _masked(field: ShField, mask: Image | None) -> Image:
+    values = field.coeffs.detach().cpu().to(torch.float32)
+    if mask is not None and mask.grid.matches(field.grid):
+        values = values * mask.mask.cpu()
+    return Image(field.grid, torch.nan_to_num(values))
+
+
+def _glyph_plane(
+    coefficients: Image,
+    order: int,
+    background: Image,
+    mask: Image | None,
+    box: Box,
+    view: View,
+    position: float,
+    spacing: float,
+    scale: float,
+) -> tuple[bytes, float]:
+    rows, columns = Plane(view, position, box).shape(spacing)
+    cell = max(6, min(28, _LARGEST_WIDTH // columns))
+    # The box is grown to whole cells so that glyphs and background share their pixels.
+    low, high = list(box.lower), list(box.upper)
+    high[view.across] = low[view.across] + columns * spacing
+    high[view.up] = low[view.up] + rows * spacing
+    plane = Plane(view, position, Box((low[0], low[1], low[2]), (high[0], high[1], high[2])))
+    glyphs, cover = render(_on_plane(coefficients, plane, spacing), order, view, toward_viewer(view), scale, cell)
+    shown = cut(background, plane, spacing / cell)[..., 0].numpy()
+    height, width = cover.shape
+    backdrop = np.zeros((height, width, 3))
+    grey = scale_of(background, "", mask)(np.nan_to_num(shown))[:height, :width] * _DIM
+    backdrop[: grey.shape[0], : grey.shape[1]] = grey
+    picture = glyphs * cover[..., None] + backdrop * (1 - cover[..., None])
+    tile = Tile(plane, 0, 0, height, width)
+    sheet = Sheet((tile,), width, height + 20, spacing / cell)
+    canvas = sheet.blank()
+    sheet.paste(canvas, tile, picture)
+    figure, _ = draw_sheet(sheet, canvas)
+    return encode(figure, 82), position
+
+
+def _on_plane(coefficients: Image, plane: Plane, spacing: float) -> Float[Tensor, "h w l"]:
+    """Coefficients interpolated at the cells' centres; voxels half outside the mask are left out."""
+    return cut(coefficients, plane, spacing)
