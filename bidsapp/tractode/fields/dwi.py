@@ -38,5 +38,15 @@ class DWI:
         return Image(self.grid, out)
 
     def mean_b0(self) -> Image:
-        """Mean of the b=0 volumes."""
-        return Image(self.grid, self.signal[self.gtab.is_b0.to(self.signal.device)].mean(0, keepdim=True))
+        """Mean of the b=0 volumes; where there are none, the signal of the two lowest shells extrapolated to b = 0."""
+        b0 = self.gtab.is_b0.to(self.signal.device)
+        if bool(b0.any()):
+            return Image(self.grid, self.signal[b0].mean(0, keepdim=True))
+        shells = self.gtab.shells()
+        if len(shells) < 2:
+            raise ShapeError("Without b=0 volumes the unweighted signal needs two shells; this table has one.")
+        (b_low, low), (b_high, high) = shells[:2]
+        tiny = torch.finfo(self.signal.dtype).tiny
+        log_low, log_high = (self.signal[index.to(self.signal.device)].mean(0, keepdim=True).clamp(min=tiny).log() for index in (low, high))
+        # Never below the lower shell: noise must not make the signal grow with b.
+        return Image(self.grid, (log_low + (log_low - log_high).clamp(min=0) * b_low / (b_high - b_low)).exp())
