@@ -25,7 +25,7 @@ def run_workflow(workflow: Any, settings: Settings, log_file: Path, run_dir: Pat
     except Exception:
         # nipype raises the first node's error at the end; all of them were recorded as they happened.
         if "pdb" in settings.debug and sys.stdin.isatty():
-            import pdb  # noqa: T100
+            import pdb
 
             pdb.post_mortem()
         if not plugin.failures:

@@ -37,7 +37,7 @@ def build_parser(*, needs_positionals: bool = True) -> Parser:
         allow_abbrev=False,
         add_help=False,
     )
-    nargs = {} if needs_positionals else {"nargs": "?", "default": argparse.SUPPRESS}
+    nargs = {} if needs_positionals else {"nargs": "?"}
     parser.add_argument("bids_dir", type=Path, help="root folder of the BIDS dataset; only read", **nargs)
     parser.add_argument("output_dir", type=Path, help="folder for derivatives and reports, outside bids_dir", **nargs)
     parser.add_argument("analysis_level", help="participant (or subject), group (or dataset)", **nargs)
@@ -66,7 +66,7 @@ def parse(argv: Sequence[str]) -> Request:
     namespace, unknown = parser.parse_known_intermixed_args(list(argv))
     if unknown:
         parser.error(_unknown_text(unknown, parser))
-    given = vars(namespace)
+    given = {name: value for name, value in vars(namespace).items() if value is not None}
     notes: list[str] = []
     file_values = _read_config(given.pop("config_file")) if "config_file" in given else {}
     given = _without_aliases(given)

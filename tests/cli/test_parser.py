@@ -1,0 +1,256 @@
+"""argv → settings: every option in every spelling, and everything else refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from tractode.cli.parser import build_parser, parse
+from tractode.errors import ConfigurationError, MissingInputError, TractodeError, UnknownLevelError, UsageError
+from tractode.settings import WITHOUT_EFFECT_ON_RESULTS, Settings
+
+BASE = ["/data/bids", "/data/out", "participant"]
+
+SPELLINGS = [
+    (["--participant-label", "01", "sub-02"], "participants", ("01", "02")),
+    (["--participant_label", "sub-01"], "participants", ("01",)),
+    (["--subject-label", "01"], "participants", ("01",)),
+    (["--participant-label=01", "--participant-label", "02", "01"], "participants", ("01", "02")),
+    (["--session-label", "pre", "ses-post"], "sessions", ("pre", "post")),
+    (["--session-id", "ses-pre"], "sessions", ("pre",)),
+    (["--session_label", "pre"], "sessions", ("pre",)),
+    (["--skip-bids-validation"], "skip_bids_validation", True),
+    (["--skip_bids_validation"], "skip_bids_validation", True),
+    (["--skip_bids_validator"], "skip_bids_validation", True),
+    (["--skip-bids-validator"], "skip_bids_validation", True),
+    (["-w", "/scratch/w"], "work_dir", Path("/scratch/w")),
+    (["--work-dir", "/scratch/w"], "work_dir", Path("/scratch/w")),
+    (["--nprocs", "3"], "nprocs", 3),
+    (["--nthreads", "3"], "nprocs", 3),
+    (["--n_cpus", "3"], "nprocs", 3),
+    (["--n-cpus", "3"], "nprocs", 3),
+    (["--nprocs", "9", "--omp-nthreads", "2"], "omp_nthreads", 2),
+    (["--nprocs", "9"], "omp_nthreads", 8),
+    (["--mem", "8G"], "memory_gb", 8.0),
+    (["--mem_mb", "2048"], "memory_gb", 2.0),
+    (["--mem-mb", "512M"], "memory_gb", 0.5),
+    (["--mem", "1T"], "memory_gb", 1024.0),
+    (["--mem", "1048576K"], "memory_gb", 1.0),
+    (["--mem", "1073741824B"], "memory_gb", 1.0),
+    (["--mem", "4GiB"], "memory_gb", 4.0),
+    (["--use-plugin", "p.yml"], "plugin_file", Path("p.yml")),
+    (["--nipype-plugin-file", "p.yml"], "plugin_file", Path("p.yml")),
+    (["--output-spaces", "MNI152NLin2009cAsym:res-2", "MNI152NLin2009aSym"], "output_spaces", ("MNI152NLin2009cAsym:res-2", "MNI152NLin2009aSym")),
+    (["--output-spaces", "native"], "output_spaces", ()),
+    (["--output-resolution", "2.5"], "output_resolution", 2.5),
+    (["--stop-on-first-crash"], "stop_on_first_crash", True),
+    (["--sloppy"], "sloppy", True),
+    (["--debug", "pdb"], "debug", ("pdb",)),
+    (["--debug", "all"], "debug", ("pdb", "workdir")),
+    (["--dry-run"], "dry_run", True),
+    (["--reports-only"], "reports_only", True),
+    (["--md-only-boilerplate"], "md_only_boilerplate", True),
+    (["--anat-modality", "T2w"], "anat_modality", "T2w"),
+    (["--anat-modality", "none"], "anat_modality", "none"),
+    (["--b0-threshold", "50"], "b0_threshold", 50.0),
+    (["--random-seed", "7"], "random_seed", 7),
+    *[(["--device", name], "device", name) for name in ("auto", "cpu", "cuda", "cuda:1")],
+    (["--models", "csd"], "models", ("csd",)),
+    (["--tracking", "sdstream"], "tracking", ("sdstream",)),
+    (["--no-tracking"], "tracking", ()),
+    (["--n-streamlines", "500"], "n_streamlines", 500),
+    (["--tractogram-formats", "tck"], "tractogram_formats", ("trx", "tck")),
+    (["--assume-orientation"], "assume_orientation", True),
+    (["--bval-from-norm", "square"], "bval_from_norm", "square"),
+    (["--bval-from-norm", "none"], "bval_from_norm", "none"),
+    (["--estimate-s0"], "estimate_s0", True),
+    (["--accept-gradients"], "accept_gradients", True),
+    (["--apply-gradient-fix", "flipx"], "apply_gradient_fix", "flipx"),
+    (["-v"], "verbosity", 1),
+    (["-vv"], "verbosity", 2),
+    (["-v", "-v", "-v"], "verbosity", 3),
+]
+
+
+@pytest.mark.parametrize(("words", "name", "value"), SPELLINGS, ids=lambda item: " ".join(item) if isinstance(item, list) else None)
+def test_every_spelling_sets_its_setting_and_nothing_else(words: list[str], name: str, value: object) -> None:
+    settings, plain = parse([*BASE, *words]).settings, parse(BASE).settings
+    assert getattr(settings, name) == value
+    related = {name, "nprocs", "omp_nthreads"}
+    for item in dataclasses.fields(Settings):
+        if item.name not in related:
+            assert getattr(settings, item.name) == getattr(plain, item.name)
+
+
+def test_every_spelling_is_tried_above() -> None:
+    tried = {word.partition("=")[0] for words, _, _ in SPELLINGS for word in words if word.startswith("-")}
+    elsewhere = {"--bids-filter-file", "--config-file", "--notrack", "--version", "-h", "--help"}
+    spellings = {spelling for action in build_parser()._actions for spelling in action.option_strings}
+    assert spellings - elsewhere <= tried | {"-v"}
+
+
+def test_options_before_and_between_positionals() -> None:
+    settings = parse(["--nprocs", "2", "/data/bids", "--sloppy", "/data/out", "-v", "participant"]).settings
+    assert (settings.bids_dir, settings.output_dir, settings.sloppy, settings.nprocs) == (Path("/data/bids"), Path("/data/out"), True, 2)
+
+
+def test_notrack_is_a_no_op() -> None:
+    assert parse([*BASE, "--notrack"]).settings == parse(BASE).settings
+
+
+@pytest.mark.parametrize(("word", "level"), [("participant", "participant"), ("subject", "participant"), ("group", "group"), ("dataset", "group")])
+def test_levels(word: str, level: str) -> None:
+    assert parse([*BASE[:2], word]).settings.analysis_level == level
+
+
+@pytest.mark.parametrize("word", ["session", "run", "meta", "preproc", "Participant", ""])
+def test_unknown_level(word: str) -> None:
+    with pytest.raises(UnknownLevelError):
+        parse([*BASE[:2], word])
+
+
+@pytest.mark.parametrize("label", ["../../etc", "/etc/passwd", "a b", "a\nb", "a\0b", "sub-", "", "sub-a_b", "01;rm", "é", "sub-sub-01"])
+@pytest.mark.parametrize("option", ["--participant-label", "--session-label"])
+def test_a_label_that_could_be_a_path_is_refused(option: str, label: str) -> None:
+    with pytest.raises(UsageError):
+        parse([*BASE, option, label])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--frobnicate"],
+        ["--anat-only"],
+        ["--low-mem"],
+        ["--derivatives", "/x"],
+        ["--participant", "01"],  # no abbreviations: a later option must not change what an old command means
+        ["--n-stream", "10"],
+        ["extra"],
+        ["--nprocs", "0"],
+        ["--nprocs", "two"],
+        ["--nprocs"],
+        ["--omp-nthreads", "-1"],
+        ["--mem", "lots"],
+        ["--mem", "0"],
+        ["--mem", "-4G"],
+        ["--output-resolution", "0"],
+        ["--output-resolution", "nan"],
+        ["--output-resolution", "inf"],
+        ["--b0-threshold", "-5"],
+        ["--random-seed", "1.5"],
+        ["--device", "gpu"],
+        ["--device", "cuda:x"],
+        ["--models", "noddi9"],
+        ["--models"],
+        ["--tracking", "magic"],
+        ["--n-streamlines", "0"],
+        ["--anat-modality", "T1W"],
+        ["--bval-from-norm", "cube"],
+        ["--debug", "everything"],
+        ["--tractogram-formats", "vtk"],
+        ["--participant-label"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_is_refused(words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse([*BASE, *words])
+    assert caught.value.exit_code == 64
+
+
+def test_a_near_miss_is_named() -> None:
+    with pytest.raises(UsageError, match="--participant-label"):
+        parse([*BASE, "--participant-labels", "01"])
+
+
+@pytest.mark.parametrize("argv", [[], ["/data/bids"], ["/data/bids", "/data/out"]])
+def test_missing_positionals(argv: list[str]) -> None:
+    with pytest.raises(UsageError):
+        parse(argv)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--no-tracking", "--tracking", "sdstream"],
+        ["--models", "dti", "--tracking", "sdstream"],
+        ["--accept-gradients", "--apply-gradient-fix", "flipx"],
+        ["--dry-run", "--reports-only"],
+        ["--output-spaces", "native", "--output-resolution", "2"],
+    ],
+    ids=" ".join,
+)
+def test_contradictions(words: list[str]) -> None:
+    with pytest.raises(ConfigurationError):
+        parse([*BASE, *words])
+
+
+def test_without_an_orientation_model_there_is_no_tracking_and_it_is_said() -> None:
+    request = parse([*BASE, "--models", "dti"])
+    assert request.settings.tracking == ()
+    assert any("tractography" in note for note in request.notes)
+
+
+def test_more_threads_than_processors_is_said() -> None:
+    request = parse([*BASE, "--nprocs", "2", "--omp-nthreads", "4"])
+    assert request.settings.omp_nthreads == 2
+    assert request.notes
+
+
+def test_filter_file(tmp_path: Path) -> None:
+    path = tmp_path / "filters.json"
+    path.write_text(json.dumps({"dwi": {"run": None, "acquisition": "*"}}))
+    assert parse([*BASE, "--bids-filter-file", str(path)]).settings.bids_filters == {"dwi": {"run": None, "acquisition": "*"}}
+
+
+@pytest.mark.parametrize(("text", "kind"), [("{,}", ConfigurationError), ("[1]", ConfigurationError), ('{"dwi": 3}', ConfigurationError), (None, MissingInputError)])
+def test_bad_filter_files(tmp_path: Path, text: str | None, kind: type[TractodeError]) -> None:
+    path = tmp_path / "filters.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(kind):
+        parse([*BASE, "--bids-filter-file", str(path)])
+
+
+def test_config_file_is_overridden_by_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('bids_dir = "/data/bids"\noutput_dir = "/elsewhere"\nanalysis_level = "subject"\nn_streamlines = 7\nrandom_seed = 5\nparticipants = ["sub-01"]\nb0_threshold = 50\n')
+    settings = parse(["--config-file", str(path), "--n-streamlines", "9"]).settings
+    assert (settings.n_streamlines, settings.random_seed, settings.participants, settings.b0_threshold) == (9, 5, ("01",), 50.0)
+    assert settings.analysis_level == "participant"
+    settings = parse(["/a", "/b", "group", f"--config-file={path}"]).settings
+    assert (settings.bids_dir, settings.output_dir, settings.analysis_level) == (Path("/a"), Path("/b"), "group")
+
+
+def test_saved_settings_are_a_config_file(tmp_path: Path) -> None:
+    settings = parse([*BASE, "--participant-label", "01", "--mem", "3G", "--no-tracking", "--debug", "workdir"]).settings
+    path = tmp_path / "settings.toml"
+    path.write_text(settings.to_toml())
+    assert parse(["--config-file", str(path)]).settings == settings
+    assert Settings.from_toml(settings.to_toml()) == settings
+
+
+@pytest.mark.parametrize("text", ["nonsense = 1", "nprocs = 'two'", "nprocs = 0", "= 3", "models = ['noddi9']", "participants = ['../x']", "device = 'gpu'", "anat_modality = 'T3w'", "sloppy = 1"])
+def test_bad_config_files(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        parse([*BASE, "--config-file", str(path)])
+    assert str(path) in str(caught.value)
+
+
+def test_missing_config_file(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError):
+        parse([*BASE, "--config-file", str(tmp_path / "none.toml")])
+
+
+def test_result_hash_is_of_what_changes_results() -> None:
+    plain = parse(BASE).settings
+    for words, name, _ in SPELLINGS:
+        other = parse([*BASE, *words]).settings
+        same = other.result_hash() == plain.result_hash()
+        without_effect = name in WITHOUT_EFFECT_ON_RESULTS or getattr(other, name) == getattr(plain, name)
+        assert same == without_effect, words
+    assert dataclasses.replace(plain, device="cuda:0").result_hash() == dataclasses.replace(plain, device="cuda:1").result_hash()
