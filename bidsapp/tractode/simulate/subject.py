@@ -1,0 +1,177 @@
+"""One simulated participant: anatomy, bundles, orientation field and images, all from one seed, with their truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tractode.fields import DWI, Chain, GradientTable, Image, ImageGrid, Streamlines
+from tractode.simulate import bundles as tubes
+from tractode.simulate import signal
+from tractode.simulate.fibres import FibreField, FibreSettings, fibre_field, splat
+from tractode.simulate.seeds import stream
+from tractode.simulate.signal import TissueModel
+from tractode.simulate.tissues import Anatomy, averaged
+from tractode.simulate.warp import WarpSettings, participant_warp, tabulated
+
+
+@dataclass(frozen=True)
+class SubjectSettings:
+    """``snr`` is white matter at b=0 over the noise of one channel; ``None`` means no noise."""
+
+    snr: float | None = 30.0
+    t1w_snr: float | None = 40.0
+    fibres_per_bundle: int = 300
+    step_mm: float = 1.25
+    bundles: tuple[str, ...] = ()
+    white_matter_intensity: float = 1000.0
+    end_radius_mm: float = 4.0
+    warp: WarpSettings = field(default_factory=WarpSettings)
+    fibres: FibreSettings = field(default_factory=FibreSettings)
+    tissue: TissueModel = field(default_factory=TissueModel)
+
+
+@dataclass(frozen=True, eq=False)
+class BundleTruth:
+    """A bundle on the dwi grid: where it is, and the two regions in which its fibres end."""
+
+    streamlines: Streamlines
+    mask: Bool[Tensor, "i j k"]
+    start: Bool[Tensor, "i j k"]
+    end: Bool[Tensor, "i j k"]
+
+
+@dataclass(frozen=True, eq=False)
+class Participant:
+    """Images as a scanner would give them, and what they were made from."""
+
+    t1w: Image
+    t1w_mask: Image
+    dwi: DWI
+    noise_free: Float[Tensor, "n i j k"]
+    warp: Chain
+    fibres: FibreField
+    bundles: dict[str, BundleTruth]
+
+
+def simulate(
+    anatomy: Anatomy,
+    t1w_grid: ImageGrid,
+    dwi_grid: ImageGrid,
+    gtab: GradientTable,
+    seed: int,
+    number: int,
+    settings: SubjectSettings | None = None,
+) -> Participant:
+    """Participant ``number`` of a seed. Both grids are in scanner space, and the head has not moved between them."""
+    settings = settings or SubjectSettings()
+    template = anatomy.t1w.grid
+    warp = participant_warp(template, t1w_grid.space, stream(seed, number, "warp"), settings.warp)
+    t1w, t1w_mask = _t1w(anatomy, t1w_grid, warp, settings, stream(seed, number, "T1w noise"))
+    per_axis = max(1, math.ceil(max(dwi_grid.voxel_sizes) / 1.3))
+    tissues = averaged(anatomy.tissues, dwi_grid, tabulated(warp, dwi_grid), per_axis).double()
+    tissues = tissues * (tissues.sum(0) > 0.5)
+    lines = _bundles(anatomy, warp, settings, stream(seed, number, "bundles"))
+    fibres = fibre_field(dwi_grid, tissues, lines, settings.fibres)
+    clean = _clean_signal(fibres, gtab, settings)
+    sigma = 0.0 if settings.snr is None else settings.white_matter_intensity * settings.tissue.s0_white / settings.snr
+    noisy = signal.rician(clean, sigma, stream(seed, number, "dwi noise"))
+    dwi = DWI(dwi_grid, noisy.round().float() if sigma else noisy.float(), gtab, tissues.sum(0) > 0)
+    truths = {name: _truth(line, fibres, name, dwi_grid, settings) for name, line in lines.items()}
+    return Participant(t1w, t1w_mask, dwi, clean.float(), warp, fibres, truths)
+
+
+def field_of_view(
+    anatomy: Anatomy, warp: Chain, spacing: tuple[float, float, float], axes: Float[Tensor, "3 3"], margin_mm: float, space: str
+) -> ImageGrid:
+    """The grid of the given voxel size and axis directions (columns, RAS+) that holds the participant's brain."""
+    brain = anatomy.tissues.values.sum(0)[::4, ::4, ::4] > 0.5
+    index = brain.nonzero().double() * 4
+    world = warp.inverse().map(anatomy.tissues.grid.to_world(index))
+    along = world @ axes
+    low, high = along.amin(0) - margin_mm, along.amax(0) + margin_mm
+    size = torch.tensor(spacing, dtype=torch.float64)
+    # Even sizes: scanners' matrices are, and later processing may halve them.
+    shape = [2 * math.ceil(float(n) / 2) for n in (high - low) / size]
+    middle = (low + high) / 2
+    first = middle - size * (torch.tensor(shape, dtype=torch.float64) - 1) / 2
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, :3] = axes * size
+    affine[:3, 3] = axes @ first
+    return ImageGrid((shape[0], shape[1], shape[2]), affine, space)
+
+
+def _t1w(
+    anatomy: Anatomy, grid: ImageGrid, warp: Chain, settings: SubjectSettings, generator: torch.Generator
+) -> tuple[Image, Image]:
+    table = tabulated(warp, grid)
+    both = Image(anatomy.t1w.grid, torch.cat([anatomy.t1w.values, anatomy.tissues.values.sum(0, keepdim=True)]))
+    values = averaged(both, grid, table, 1)
+    sigma = 0.0 if settings.t1w_snr is None else float(anatomy.t1w.values.max()) / settings.t1w_snr
+    noisy = signal.rician(values[:1], sigma, generator) * settings.white_matter_intensity
+    return Image(grid, noisy.round()), Image(grid, values[1:] > 0.5)
+
+
+def _bundles(
+    anatomy: Anatomy, warp: Chain, settings: SubjectSettings, generator: torch.Generator
+) -> dict[str, Streamlines]:
+    """Every bundle's fibres in the participant's space. All are drawn, so that choosing some changes none of them."""
+    back = warp.inverse()
+    chosen = settings.bundles or tuple(tubes.courses())
+    found = {}
+    for name, course in tubes.courses().items():
+        n = settings.fibres_per_bundle * course.fibres
+        lines = tubes.bundle(name, anatomy.white_matter, n, generator, settings.step_mm)
+        if name in chosen:
+            found[name] = Streamlines(lines.points.float(), lines.offsets, lines.space).moved(back)
+    return found
+
+
+def _clean_signal(fibres: FibreField, gtab: GradientTable, settings: SubjectSettings) -> Float[Tensor, "n i j k"]:
+    brain = fibres.tissues.sum(0) > 0
+    signals = signal.predict(fibres.fod.coeffs[:, brain].mT, fibres.tissues[:, brain].mT, gtab, settings.tissue)
+    out = torch.zeros(len(gtab), *brain.shape, dtype=torch.float64)
+    out[:, brain] = signals.mT * settings.white_matter_intensity
+    return out
+
+
+def _truth(line: Streamlines, fibres: FibreField, name: str, grid: ImageGrid, settings: SubjectSettings) -> BundleTruth:
+    brain = fibres.tissues.sum(0) > 0
+    mask = (fibres.occupancy[name] > 0.5) & brain
+    first, last = line.points[line.offsets[:-1]], line.points[line.offsets[1:] - 1]
+    start, end = (_near(grid, points, settings.end_radius_mm) & brain for points in (first, last))
+    return BundleTruth(line, mask, start, end)
+
+
+def _near(grid: ImageGrid, points: Float[Tensor, "p 3"], radius_mm: float) -> Bool[Tensor, "i j k"]:
+    """Voxels whose centre is within a radius of any of the points."""
+    hit = splat(grid, points, torch.ones(len(points), 1, dtype=torch.float64))[0] > 0
+    reach = [math.ceil(radius_mm / edge) + 1 for edge in grid.voxel_sizes]
+    index = hit.nonzero()
+    out = torch.zeros(grid.shape, dtype=torch.bool)
+    if not len(index):
+        return out
+    low = [max(0, int(index[:, a].min()) - reach[a]) for a in range(3)]
+    high = [min(grid.shape[a], int(index[:, a].max()) + reach[a] + 1) for a in range(3)]
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    centres = grid.centres(torch.float64)[box].reshape(-1, 3)
+    distance = torch.cat([torch.cdist(part, points.double()).amin(1) for part in centres.split(8192)])
+    out[box] = (distance <= radius_mm).reshape(out[box].shape)
+    return out
+
+
+def chosen_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Full bundle names; a name without side means both sides. Raises ``KeyError`` with the unknown name."""
+    known = tubes.courses()
+    found: list[str] = []
+    for name in names:
+        matching = [full for full in known if full == name or full in (f"{name}L", f"{name}R")]
+        if not matching:
+            raise KeyError(name)
+        found += [full for full in matching if full not in found]
+    return tuple(found)
