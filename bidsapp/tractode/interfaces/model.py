@@ -55,9 +55,10 @@ class FitModel(Step):
 
     def _write_map(self, writer: StepWriter, kind: type[SignalModel], spec: MapSpec, image: Image, facts: dict[str, Any]) -> None:
         run = self.inputs.run
+        response = facts.get("ResponseFunction")
         content = sidecar.map_sidecar(
-            spec, kind.label, facts, [Path(self.inputs.prepared["dwi"])], None,
-            response=facts.get("response") if spec.components == "sh" else None,
+            spec, kind.label, {k: v for k, v in facts.items() if k != "ResponseFunction"}, [Path(self.inputs.prepared["dwi"])], None,
+            response=response["Coefficients"] if response else None,
             sh_order=order_of(image.values.shape[0]) if spec.components == "sh" else None,
         )  # fmt: skip
         write_with_sidecar(writer, spec.param, image, content, run.entities, datatype="dwi", model=kind.label, param=spec.param, suffix="dwimap")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from nipype.interfaces.base import traits
 
 from tractode.bids import sidecar
 from tractode.bids.manifest import StepWriter
-from tractode.bids.names import derivative
+from tractode.bids.names import derivative, sidecar_of
 from tractode.bids.templates import load_template
 from tractode.fields import Image, ImageGrid, Transform
 from tractode.fields.transform import Chain, resample
@@ -137,7 +138,7 @@ class NormaliseDwi(Step):
             writer.write_json(
                 f"{track}-tractogram-sidecar",
                 derivative(run.entities, extension=".json", **name),
-                sidecar.moved_tractogram_sidecar(Path(outputs["tractogram"]), job.output_dir, template),
+                _moved_sidecar(Path(outputs["tractogram"]), template),
             )
             save_reportlets(writer, run.entities, [figures_tractogram.static_views(streamlines, background, name=f"{template}{track}", title=f"Streamlines in {template}")])
 
@@ -145,3 +146,13 @@ class NormaliseDwi(Step):
 def on_grid(image: Image, grid: ImageGrid) -> Image:
     """An image on another grid of its own space."""
     return Image(grid, image.sample(grid.centres()).permute(3, 0, 1, 2))
+
+
+def _moved_sidecar(source: Path, template: str) -> dict[str, Any]:
+    """The tractogram's own sidecar, with the space it was carried into."""
+    content = json.loads(sidecar_of(source).read_text(encoding="utf-8"))
+    return {
+        **content,
+        "Description": f"Streamlines carried into {template}; tracked in the scan's own space. Points in RAS+ millimetres",
+        "Sources": [sidecar.bids_uri(source, None)],
+    }

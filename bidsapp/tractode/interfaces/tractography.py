@@ -73,7 +73,9 @@ class Track(Step):
             streamlines = Streamlines.concatenate(batches, space)
         self._write(writer, streamlines, fod, tracker, seed_source)
         background, _ = read_image(Path(self.inputs.prepared["dwiref"]), space)
-        save_reportlets(writer, run.entities, [figures_tractogram.static_views(streamlines, background), figures_tractogram.interactive(streamlines)])
+        stills = figures_tractogram.static_views(streamlines, background, mask, run=run.name)
+        figures = [*stills, figures_tractogram.interactive(streamlines, background, mask, run=run.name)]
+        save_reportlets(writer, job.participant, figures)
 
     def _seed_mask(self, mask: Image, space: str) -> tuple[Image, str]:
         if not self.inputs.tensor:
@@ -89,15 +91,22 @@ class Track(Step):
             relative = derivative(run.entities, extension=f".{extension}", **name)
             writer.write(role, relative, lambda path: write_tractogram(path, streamlines, fod.grid))
         lengths = streamlines.lengths()
+        n_seeds = int(streamlines.per_streamline["seed"].max()) + 1 if len(streamlines) else 0
+        parameters = tracker.parameters(fod.grid)
         writer.facts.update(
             method=self.inputs.method,
             citation=tracker.citation,
             n_streamlines=len(streamlines),
             n_asked=self.inputs.n_streamlines,
+            n_seeds=n_seeds,
             median_length_mm=round(float(lengths.median()), 1) if len(streamlines) else 0.0,
             seeds=seed_source,
-            tracker=tracker.parameters(),
+            tracker=parameters,
         )
-        content = sidecar.tractogram_sidecar(tracker.parameters(), n_streamlines=len(streamlines), n_asked=self.inputs.n_streamlines, seed_source=seed_source,
-                                             source=Path(self.inputs.orientations["fod"]), output_dir=self.inputs.job.output_dir)  # fmt: skip
+        content = sidecar.tractogram_sidecar(
+            tracker.label, parameters, [Path(self.inputs.orientations["fod"])], None,
+            seed_mask=Path(self.inputs.prepared["mask"]), mask=Path(self.inputs.prepared["mask"]),
+            n_seeds=n_seeds, n_generated=n_seeds, n_accepted=len(streamlines), random_seed=self.inputs.job.random_seed,
+        )  # fmt: skip
+        content["StreamlineSeeding"]["Sources"][0]["Description"] = f"Uniform over the {seed_source}"
         writer.write_json("tractogram-sidecar", derivative(run.entities, extension=".json", **name), content)
