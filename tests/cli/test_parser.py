@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from tractode.cli.parser import build_parser, parse
 from tractode.errors import ConfigurationError, MissingInputError, TractodeError, UnknownLevelError, UsageError
 from tractode.settings import WITHOUT_EFFECT_ON_RESULTS, Settings
@@ -42,7 +43,11 @@ SPELLINGS = [
     (["--mem", "4GiB"], "memory_gb", 4.0),
     (["--use-plugin", "p.yml"], "plugin_file", Path("p.yml")),
     (["--nipype-plugin-file", "p.yml"], "plugin_file", Path("p.yml")),
-    (["--output-spaces", "MNI152NLin2009cAsym:res-2", "MNI152NLin2009aSym"], "output_spaces", ("MNI152NLin2009cAsym:res-2", "MNI152NLin2009aSym")),
+    (
+        ["--output-spaces", "MNI152NLin2009cAsym:res-2", "MNI152NLin2009aSym"],
+        "output_spaces",
+        ("MNI152NLin2009cAsym:res-2", "MNI152NLin2009aSym"),
+    ),
     (["--output-spaces", "native"], "output_spaces", ()),
     (["--output-resolution", "2.5"], "output_resolution", 2.5),
     (["--stop-on-first-crash"], "stop_on_first_crash", True),
@@ -74,7 +79,9 @@ SPELLINGS = [
 ]
 
 
-@pytest.mark.parametrize(("words", "name", "value"), SPELLINGS, ids=lambda item: " ".join(item) if isinstance(item, list) else None)
+@pytest.mark.parametrize(
+    ("words", "name", "value"), SPELLINGS, ids=lambda item: " ".join(item) if isinstance(item, list) else None
+)
 def test_every_spelling_sets_its_setting_and_nothing_else(words: list[str], name: str, value: object) -> None:
     settings, plain = parse([*BASE, *words]).settings, parse(BASE).settings
     assert getattr(settings, name) == value
@@ -93,14 +100,22 @@ def test_every_spelling_is_tried_above() -> None:
 
 def test_options_before_and_between_positionals() -> None:
     settings = parse(["--nprocs", "2", "/data/bids", "--sloppy", "/data/out", "-v", "participant"]).settings
-    assert (settings.bids_dir, settings.output_dir, settings.sloppy, settings.nprocs) == (Path("/data/bids"), Path("/data/out"), True, 2)
+    assert (settings.bids_dir, settings.output_dir, settings.sloppy, settings.nprocs) == (
+        Path("/data/bids"),
+        Path("/data/out"),
+        True,
+        2,
+    )
 
 
 def test_notrack_is_a_no_op() -> None:
     assert parse([*BASE, "--notrack"]).settings == parse(BASE).settings
 
 
-@pytest.mark.parametrize(("word", "level"), [("participant", "participant"), ("subject", "participant"), ("group", "group"), ("dataset", "group")])
+@pytest.mark.parametrize(
+    ("word", "level"),
+    [("participant", "participant"), ("subject", "participant"), ("group", "group"), ("dataset", "group")],
+)
 def test_levels(word: str, level: str) -> None:
     assert parse([*BASE[:2], word]).settings.analysis_level == level
 
@@ -111,7 +126,9 @@ def test_unknown_level(word: str) -> None:
         parse([*BASE[:2], word])
 
 
-@pytest.mark.parametrize("label", ["../../etc", "/etc/passwd", "a b", "a\nb", "a\0b", "sub-", "", "sub-a_b", "01;rm", "é", "sub-sub-01"])
+@pytest.mark.parametrize(
+    "label", ["../../etc", "/etc/passwd", "a b", "a\nb", "a\0b", "sub-", "", "sub-a_b", "01;rm", "é", "sub-sub-01"]
+)
 @pytest.mark.parametrize("option", ["--participant-label", "--session-label"])
 def test_a_label_that_could_be_a_path_is_refused(option: str, label: str) -> None:
     with pytest.raises(UsageError):
@@ -202,10 +219,20 @@ def test_more_threads_than_processors_is_said() -> None:
 def test_filter_file(tmp_path: Path) -> None:
     path = tmp_path / "filters.json"
     path.write_text(json.dumps({"dwi": {"run": None, "acquisition": "*"}}))
-    assert parse([*BASE, "--bids-filter-file", str(path)]).settings.bids_filters == {"dwi": {"run": None, "acquisition": "*"}}
+    assert parse([*BASE, "--bids-filter-file", str(path)]).settings.bids_filters == {
+        "dwi": {"run": None, "acquisition": "*"}
+    }
 
 
-@pytest.mark.parametrize(("text", "kind"), [("{,}", ConfigurationError), ("[1]", ConfigurationError), ('{"dwi": 3}', ConfigurationError), (None, MissingInputError)])
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("{,}", ConfigurationError),
+        ("[1]", ConfigurationError),
+        ('{"dwi": 3}', ConfigurationError),
+        (None, MissingInputError),
+    ],
+)
 def test_bad_filter_files(tmp_path: Path, text: str | None, kind: type[TractodeError]) -> None:
     path = tmp_path / "filters.json"
     if text is not None:
@@ -216,23 +243,45 @@ def test_bad_filter_files(tmp_path: Path, text: str | None, kind: type[TractodeE
 
 def test_config_file_is_overridden_by_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
-    path.write_text('bids_dir = "/data/bids"\noutput_dir = "/elsewhere"\nanalysis_level = "subject"\nn_streamlines = 7\nrandom_seed = 5\nparticipants = ["sub-01"]\nb0_threshold = 50\n')
+    path.write_text(
+        'bids_dir = "/data/bids"\noutput_dir = "/elsewhere"\nanalysis_level = "subject"\nn_streamlines = 7\nrandom_seed = 5\nparticipants = ["sub-01"]\nb0_threshold = 50\n'
+    )
     settings = parse(["--config-file", str(path), "--n-streamlines", "9"]).settings
-    assert (settings.n_streamlines, settings.random_seed, settings.participants, settings.b0_threshold) == (9, 5, ("01",), 50.0)
+    assert (settings.n_streamlines, settings.random_seed, settings.participants, settings.b0_threshold) == (
+        9,
+        5,
+        ("01",),
+        50.0,
+    )
     assert settings.analysis_level == "participant"
     settings = parse(["/a", "/b", "group", f"--config-file={path}"]).settings
     assert (settings.bids_dir, settings.output_dir, settings.analysis_level) == (Path("/a"), Path("/b"), "group")
 
 
 def test_saved_settings_are_a_config_file(tmp_path: Path) -> None:
-    settings = parse([*BASE, "--participant-label", "01", "--mem", "3G", "--no-tracking", "--debug", "workdir"]).settings
+    settings = parse(
+        [*BASE, "--participant-label", "01", "--mem", "3G", "--no-tracking", "--debug", "workdir"]
+    ).settings
     path = tmp_path / "settings.toml"
     path.write_text(settings.to_toml())
     assert parse(["--config-file", str(path)]).settings == settings
     assert Settings.from_toml(settings.to_toml()) == settings
 
 
-@pytest.mark.parametrize("text", ["nonsense = 1", "nprocs = 'two'", "nprocs = 0", "= 3", "models = ['noddi9']", "participants = ['../x']", "device = 'gpu'", "anat_modality = 'T3w'", "sloppy = 1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nonsense = 1",
+        "nprocs = 'two'",
+        "nprocs = 0",
+        "= 3",
+        "models = ['noddi9']",
+        "participants = ['../x']",
+        "device = 'gpu'",
+        "anat_modality = 'T3w'",
+        "sloppy = 1",
+    ],
+)
 def test_bad_config_files(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.toml"
     path.write_text(text)
@@ -253,4 +302,7 @@ def test_result_hash_is_of_what_changes_results() -> None:
         same = other.result_hash() == plain.result_hash()
         without_effect = name in WITHOUT_EFFECT_ON_RESULTS or getattr(other, name) == getattr(plain, name)
         assert same == without_effect, words
-    assert dataclasses.replace(plain, device="cuda:0").result_hash() == dataclasses.replace(plain, device="cuda:1").result_hash()
+    assert (
+        dataclasses.replace(plain, device="cuda:0").result_hash()
+        == dataclasses.replace(plain, device="cuda:1").result_hash()
+    )

@@ -106,7 +106,7 @@ class FailureRecorder:
             _step_of(node),
             "".join(lines),
             estimate_gb=_estimate(node),
-            limit_gb=getattr(self, "memory_gb", 0.0),
+            limit_gb=float(getattr(self, "memory_gb", 0.0)),
         )
         self.failures.append(failure)
         # nipype concatenates the traceback with a list, and fails with a TypeError where its own plugins give text.
@@ -173,7 +173,7 @@ class WatchdogPlugin(FailureRecorder, MultiProcPlugin):
             exit_code=task.process.exitcode if task.process.exitcode is not None else -signal.SIGKILL,
             peak_gb=task.peak_gb,
             estimate_gb=_estimate(task.node),
-            limit_gb=self.memory_gb,
+            limit_gb=float(self.memory_gb),
         )
         return {"result": None, "traceback": [failure.text], "taskid": taskid, "failure": failure}
 
