@@ -62,7 +62,7 @@ def read_dwi(
     policy
         The user's permissions.
     metadata
-        The sidecar, for the provenance of the vectors.
+        The sidecar, for the provenance of the vectors; without it nothing is said about that.
 
     Raises
     ------
@@ -78,7 +78,9 @@ def read_dwi(
     assert stored is not None
     assert parsed is not None
     (gradients, notes), grid = parsed, stored.image.grid
-    notes = [*stored.notes, *notes, *provenance_notes(metadata or {}, grid, bvec)]
+    notes = [*stored.notes, *notes]
+    if metadata is not None:
+        notes += provenance_notes(metadata, grid, bvec)
     cleaned = problems.attempt(_clean, stored.image.values, gradients.is_b0, nii)
     if cleaned is None:
         problems.attempt(check_scheme, to_table(_directed(gradients)[0], grid.affine), policy, bval, bvec)

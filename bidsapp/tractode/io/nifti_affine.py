@@ -216,7 +216,7 @@ def _polar(matrix: np.ndarray) -> np.ndarray:
 
 def _is_invertible(matrix: np.ndarray) -> bool:
     sizes = np.linalg.norm(matrix[:3, :3], axis=0)
-    return bool(sizes.min() > 0) and abs(np.linalg.det(matrix[:3, :3] / sizes)) > 1e-3
+    return bool(sizes.min() > 0) and bool(abs(np.linalg.det(matrix[:3, :3] / sizes)) > 1e-3)
 
 
 def _listed(values: np.ndarray) -> str:
