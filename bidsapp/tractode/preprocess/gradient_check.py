@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from typing import Any
 
 import torch
@@ -97,7 +97,7 @@ def candidate_fixes() -> dict[str, Float[Tensor, "3 3"]]:
         (2, 0, 1): "cyclexzy",
     }
     fixes: dict[str, Float[Tensor, "3 3"]] = {}
-    for order in sorted(permutations(range(3)), key=list(words).index):
+    for order in sorted(permutations(range(3)), key=lambda order: list(words).index(order)):
         # A change of all three signs is none: directions are axes. One flip at most tells the four classes apart.
         for flips in [(1, 1, 1), (-1, 1, 1), (1, -1, 1), (1, 1, -1)]:
             name = "_".join(
@@ -212,7 +212,7 @@ def _check_attenuation(dwi: DWI, mask: Bool[Tensor, "i j k"]) -> Stage:
         and (place == 0 or float(means[volume]) > medians[0])
     ]
     facts["misplaced_volumes"] = misplaced
-    if any(low <= high for low, high in zip(medians, medians[1:], strict=False)):
+    if any(low <= high for low, high in pairwise(medians)):
         return Stage(
             "attenuation",
             False,

@@ -1,0 +1,143 @@
+"""Constrained spherical deconvolution of one shell, super-resolved where there are fewer directions than coefficients.
+
+Tournier, Calamante & Connelly, *Robust determination of the fibre orientation distribution in diffusion MRI:
+non-negativity constrained super-resolved spherical deconvolution*, NeuroImage 2007,
+doi:10.1016/j.neuroimage.2007.02.016. Departures: see `tractode.models.deconvolution`, which holds the iteration.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tractode.contracts import MapSpec, OrientationModel
+from tractode.errors import InputDataError
+from tractode.fields import GradientTable
+from tractode.models.deconvolution import Deconvolution, constrained_deconvolution
+from tractode.models.response import Response, estimate_response, gaussian_response
+from tractode.ops import sphere
+from tractode.ops import spherical_harmonics as sh
+
+_FEWEST_DIRECTIONS = 6
+_ENOUGH_DIRECTIONS = 15
+
+
+@dataclass(frozen=True, eq=False)
+class CSD(OrientationModel):
+    """Parameters: SH coefficients of the FOD; its integral over a small solid angle is a fibre density (response = 1)."""
+
+    response: Response | None = None
+    order: int = 8
+
+    label: ClassVar[str] = "csd"
+    citation: ClassVar[str] = "Tournier2007"
+    maps: ClassVar[tuple[MapSpec, ...]] = (
+        MapSpec("fod", "Fibre orientation distribution", "arbitrary", components="sh", invariant=False),
+        MapSpec("afd", "Total apparent fibre density: the integral of the FOD over the sphere", "arbitrary"),
+    )
+
+    @classmethod
+    def for_data(cls, signal: Float[Tensor, "v n"], gtab: GradientTable) -> CSD:
+        """With the response estimated from the scan; raises `InputDataError` where there is none to be found."""
+        return cls(estimate_response(signal, gtab, cls._checked_shell(gtab)))
+
+    @classmethod
+    def shell(cls, gtab: GradientTable) -> Int[Tensor, " m"] | None:
+        """Volumes of the shell to use: the largest b with at least 15 directions, else with 6; ``None`` without one."""
+        for fewest in (_ENOUGH_DIRECTIONS, _FEWEST_DIRECTIONS):
+            found = [index for _, index in gtab.shells() if len(index) >= fewest]
+            if found:
+                return found[-1]
+        return None
+
+    @classmethod
+    def why_not(cls, gtab: GradientTable) -> str | None:
+        shell = cls.shell(gtab)
+        if shell is None:
+            counts = ", ".join(f"b={b:.0f}: {len(index)}" for b, index in gtab.shells()) or "none"
+            return f"Spherical deconvolution needs a shell of at least {_FEWEST_DIRECTIONS} directions; this table has {counts}"
+        basis = sh.basis(gtab.bvecs[shell].to(torch.float64), 2)
+        if int(torch.linalg.matrix_rank(basis, rtol=1e-3)) < sh.n_coefficients(2):
+            return "The directions of the shell lie in a plane or repeat each other; they do not support order 2"
+        return None
+
+    @classmethod
+    def _checked_shell(cls, gtab: GradientTable) -> Int[Tensor, " m"]:
+        reason, shell = cls.why_not(gtab), cls.shell(gtab)
+        if reason or shell is None:
+            raise InputDataError(
+                reason or "No shell", id="E-CSD-TABLE", needed="one shell of at least 6 directions that span the sphere"
+            )
+        return shell
+
+    def facts(self) -> dict[str, Any]:
+        known = (
+            {}
+            if self.response is None
+            else {"ResponseFunction": self.response.facts(), "Shell": round(self.response.b)}
+        )
+        return {"Order": self.order, "NonNegativityConstraint": "hard", "SuperResolved": True, **known}
+
+    def _response_for(self, gtab: GradientTable, shell: Int[Tensor, " m"]) -> Response:
+        if self.response is not None:
+            return self.response
+        return gaussian_response(float(gtab.bvals[shell].mean()), 1.7e-3, 0.3e-3, 1.0)
+
+    def predict(self, params: Float[Tensor, "v l"], gtab: GradientTable) -> Float[Tensor, "v n"]:
+        """The shell's signals, and the b=0 signal as the response's S0 times the total fibre density.
+
+        Another shell cannot be predicted from a single-shell response: `InputDataError` (E-CSD-SHELL).
+        """
+        shell = self._checked_shell(gtab)
+        other = [b for b, index in gtab.shells() if not torch.equal(index, shell)]
+        if other:
+            raise InputDataError(
+                f"A single-shell response cannot predict b = {', '.join(f'{b:.0f}' for b in other)}", id="E-CSD-SHELL"
+            )
+        response = self._response_for(gtab, shell)
+        order = _order_of(params)
+        forward = Deconvolution(gtab.bvecs[shell].to("cpu", torch.float64), response.coefficients, order).forward.to(
+            params
+        )
+        s0 = (response.s0 * _total(params)).expand(-1, int(gtab.is_b0.sum()))
+        place = torch.cat([shell, gtab.is_b0.nonzero().ravel()]).argsort()
+        return torch.cat([params @ forward.mT, s0], dim=-1)[:, place.to(params.device)]
+
+    def fit(self, signal: Float[Tensor, "v n"], gtab: GradientTable) -> Float[Tensor, "v l"]:
+        shell = self._checked_shell(gtab)
+        response = self._response_for(gtab, shell)
+        return constrained_deconvolution(signal[:, shell], gtab.bvecs[shell], response.coefficients, self.order)
+
+    def to_maps(self, params: Float[Tensor, "v l"]) -> dict[str, Float[Tensor, "v _"]]:
+        return {"fod": params, "afd": _total(params)}
+
+    def to_sh(self, params: Float[Tensor, "v l"], order: int) -> Float[Tensor, "v l2"]:
+        n = sh.n_coefficients(order)
+        missing = max(0, n - params.shape[-1])
+        return torch.nn.functional.pad(params, (0, missing))[:, :n]
+
+    def example(self, seed: int, n: int = 32) -> Float[Tensor, "n l"]:
+        """FODs that are nowhere negative: one or two fibres with Watson-like profiles of finite width."""
+        generator = torch.Generator().manual_seed(seed)
+        axes = sphere.directions(400, hemisphere=True)
+        basis = sh.basis(axes, self.order)
+        centres = torch.randn(n, 2, 3, generator=generator, dtype=torch.float64)
+        centres = centres / centres.norm(dim=-1, keepdim=True)
+        share = torch.rand(n, 1, generator=generator, dtype=torch.float64) * 0.5 + 0.5
+        profile = (axes @ centres.mT).square() ** (self.order // 2)
+        values = profile[..., 0] * share + profile[..., 1] * (1 - share) + 0.02
+        return values @ torch.linalg.pinv(basis).mT
+
+
+def _order_of(params: Float[Tensor, "v l"]) -> int:
+    return round((math.sqrt(8 * params.shape[-1] + 1) - 3) / 2)
+
+
+def _total(params: Float[Tensor, "v l"]) -> Float[Tensor, "v 1"]:
+    """The integral over the sphere."""
+    return params[:, :1] * math.sqrt(4 * math.pi)
