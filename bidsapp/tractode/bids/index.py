@@ -19,7 +19,6 @@ QUERIES: Mapping[str, dict[str, Any]] = {
 }
 # Queries of other apps: a filter file may be shared with them.
 FOREIGN_QUERIES = frozenset({"asl", "bold", "flair", "m0scan", "pet", "roi", "sbref", "t2star"})
-_OTHER_MODALITIES = "beh|eeg|func|ieeg|meg|micr|motion|mrs|nirs|perf|pet"
 
 
 class Index:
@@ -31,8 +30,9 @@ class Index:
         self._filters = {name.lower(): _with_queries(wanted, Query) for name, wanted in filters.items()}
         self._check_names()
         asked = "|".join(re.escape(label) for label in labels)
-        # Everything else at the root is passed over without being opened, so a large dataset costs what was asked for.
-        elsewhere = re.compile(rf"^/(?!sub-(?:{asked})(?:/|$))|^/[^/]+/(?:ses-[^/]+/)?(?:{_OTHER_MODALITIES})(?:/|$)")
+        # Only the folders where images belong are entered: a large dataset costs what was asked for, and a loop of
+        # links (which pybids follows, doubling at each turn) ends at once.
+        elsewhere = re.compile(rf"^(?!/sub-(?:{asked})(?:/ses-[^/]+)?(?:/(?:anat|dwi|fmap)(?:/[^/]+)?)?$)")
         indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[elsewhere])
         # Our own reading of dataset_description.json says more than pybids's, which with validate=True refuses to start.
         self._layout = BIDSLayout(bids_dir, validate=False, indexer=indexer)
