@@ -113,15 +113,24 @@ def provenance_notes(metadata: Mapping[str, Any], grid: ImageGrid, bvec: Path) -
     if acquired.shape == (6,):
         row, column = acquired[:3] * [-1, -1, 1], acquired[3:] * [-1, -1, 1]
         scanned = np.stack([row, column, np.cross(row, column)])
-        apart = np.degrees(np.arccos(np.clip(np.abs(scanned @ axes.numpy()).max(axis=1), 0, 1)))
-        if apart.max() > _FRAME_DEG:
+        apart = _angle_between(scanned, axes.numpy().T)
+        if apart > _FRAME_DEG:
             notes.append(
                 warning(
                     "W-GRAD-FRAME",
-                    f"{bvec.name}: the image's axes differ by {apart.max():.1f}° from those it was acquired with (ImageOrientationPatientDICOM): it was resampled or its header changed; vectors that were not turned with it are wrong by as much",
+                    f"{bvec.name}: the image's axes differ by {apart:.1f}° from those it was acquired with (ImageOrientationPatientDICOM): it was resampled or its header changed; vectors that were not turned with it are wrong by as much",
                 )
             )
     return notes
+
+
+def _angle_between(first: np.ndarray, second: np.ndarray) -> float:
+    """Angle in degrees of the rotation between two frames (axes as rows), whatever the order and signs of their axes."""
+    cosines = first @ second.T
+    matched = np.zeros((3, 3))
+    for row, column in enumerate(np.abs(cosines).argmax(axis=1)):
+        matched[row] = second[column] * np.sign(cosines[row, column])
+    return float(np.degrees(np.arccos(np.clip((np.einsum("ij,ij", first, matched) - 1) / 2, -1, 1))))
 
 
 def _check_directions(directions: np.ndarray, bvec: Path) -> list[Note]:
