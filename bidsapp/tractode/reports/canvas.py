@@ -18,10 +18,10 @@ from matplotlib.patheffects import withStroke
 from tractode.reports.planes import AXIAL, CORONAL, SAGITTAL, VIEWS, Box, Plane, View, positions
 
 DPI = 100
-BACKGROUND = "#0b0d10"
+BACKGROUND = "#000000"
 INK = "#e9edf2"
 _GAP = 6  # pixels between tiles
-_LABEL = 20  # pixels under a tile for its position
+_LABEL = 24  # pixels under a tile for its position
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def rows_sheet(box: Box, columns: int = 8, width: int = 1560, views: tuple[View,
     """One row a view; every row fills the width with as many slices as fit at the common scale."""
     widest = max(box.size[view.across] for view in views)
     narrow = min(box.size[view.across] for view in views)
-    step = max(narrow * columns / (width - _GAP * (columns - 1)), widest / width, 0.05)
+    step = max(narrow * columns / (width - (_GAP + 1) * columns), widest / width, 0.05)
     tiles: list[Tile] = []
     y = 0
     for view in views:
@@ -101,10 +101,10 @@ def line_sheet(box: Box, at: tuple[float, float, float], width: int = 1560) -> S
 
 
 def draw_sheet(
-    sheet: Sheet, canvas: Float[np.ndarray, "h w 3"], scale: ColourScale | None = None
+    sheet: Sheet, canvas: Float[np.ndarray, "h w 3"], scale: ColourScale | None = None, *, with_positions: bool = True
 ) -> tuple[Figure, Axes]:
     """A figure of exactly the canvas's pixels (and a colour bar beside it) with letters and positions in mm."""
-    margin = 96 if scale is not None else 0
+    margin = 110 if scale is not None else 0
     width, height = sheet.width + margin, sheet.height + 8
     figure = new_figure(width, height)
     axes = figure.add_axes((0, 4 / height, sheet.width / width, sheet.height / height))
@@ -114,16 +114,17 @@ def draw_sheet(
     axes.set_ylim(sheet.height, 0)
     lettered: set[str] = set()
     for tile in sheet.tiles:
-        middle = tile.x + tile.width / 2
-        axes.text(
-            middle,
-            tile.y + tile.height + _LABEL / 2,
-            f"{tile.plane.label()} mm",
-            ha="center",
-            va="center",
-            color=INK,
-            fontsize=7.5,
-        )
+        if with_positions:
+            middle = tile.x + tile.width / 2
+            axes.text(
+                middle,
+                tile.y + tile.height + _LABEL / 2,
+                f"{tile.plane.label()} mm",
+                ha="center",
+                va="center",
+                color=INK,
+                fontsize=10,
+            )
         if tile.plane.view.name not in lettered:
             letter_tile(axes, tile)
             lettered.add(tile.plane.view.name)
@@ -132,7 +133,7 @@ def draw_sheet(
     return figure, axes
 
 
-def letter_tile(axes: Axes, tile: Tile, size: float = 10) -> None:
+def letter_tile(axes: Axes, tile: Tile, size: float = 13) -> None:
     """The four letters of a view at the edges of its tile."""
     view = tile.plane.view
     x0, x1, y0, y1 = tile.x + 3, tile.x + tile.width - 3, tile.y + 2, tile.y + tile.height - 2
@@ -180,6 +181,6 @@ def _colour_bar(figure: Figure, scale: ColourScale, left: float, width: float) -
     cmap: Colormap = colormaps[scale.cmap]
     norm = Normalize(scale.low * scale.factor, scale.high * scale.factor)
     bar = figure.colorbar(ScalarMappable(norm, cmap), cax=axes)
-    bar.set_label(scale.label, color=INK, fontsize=9)
-    bar.ax.tick_params(colors=INK, labelsize=8)
+    bar.set_label(scale.label, color=INK, fontsize=11)
+    bar.ax.tick_params(colors=INK, labelsize=10)
     bar.outline.set_edgecolor("#69717c")

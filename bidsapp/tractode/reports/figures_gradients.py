@@ -68,12 +68,13 @@ def _sphere_figure(gtab: GradientTable) -> Figure:
             label=f"b = {round(b)}",
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("volume")
-    axes.set_ylabel("b (s/mm²)")
+    axes.set_xlabel("volume", fontsize=13)
+    axes.set_ylabel("b (s/mm²)", fontsize=13)
+    axes.tick_params(labelsize=11)
     axes.set_ylim(-0.03 * max(float(bvals.max()), 1.0), 1.25 * max(float(bvals.max()), 1.0))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=4, fontsize=9, loc="upper center")
-    axes.set_title("b-value of each volume", fontsize=11)
+    axes.legend(frameon=False, ncols=4, fontsize=12, loc="upper center")
+    axes.set_title("b-value of each volume", fontsize=14)
     return figure
 
 
@@ -92,8 +93,8 @@ def _globe(axes: Axes, view: View) -> None:
     axes.plot([-1, 1], [0, 0], color="#cbd5e1", lw=0.6)
     axes.plot([0, 0], [-1, 1], color="#cbd5e1", lw=0.6)
     for x, y, letter in ((-1.13, 0, view.left), (1.13, 0, view.right), (0, -1.13, view.bottom), (0, 1.13, view.top)):
-        axes.text(x, y, letter, ha="center", va="center", fontsize=12, fontweight="bold", color="#b45309")
-    axes.set_title(f"from {view.seen_from}", fontsize=11)
+        axes.text(x, y, letter, ha="center", va="center", fontsize=15, fontweight="bold", color="#b45309")
+    axes.set_title(f"from {view.seen_from}", fontsize=14)
 
 
 def toward_viewer(view: View) -> float:

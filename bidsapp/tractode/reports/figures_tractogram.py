@@ -15,7 +15,7 @@ from tractode.fields import Image, Streamlines
 from tractode.reports.canvas import Sheet, draw_sheet, encode, line_sheet
 from tractode.reports.figures_gradients import toward_viewer
 from tractode.reports.figures_slices import paint, scale_of
-from tractode.reports.planes import VIEWS, Box, Plane, box_of, cut
+from tractode.reports.planes import AXIAL, VIEWS, Box, Plane, box_of, cut
 from tractode.reports.reportlet import Reportlet, stem
 
 _COLOURS = "Colour is the local direction: red left–right, green front–back, blue up–down."
@@ -52,20 +52,31 @@ def static_views(
         picture, cover = splat(points[near], directions[near], tile.plane, sheet.step, size, None)
         under = sliced[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width] * 0.7
         sheet.paste(sliced, tile, picture * cover[..., None] + under * (1 - cover[..., None]))
-    sides = f"From above, from behind and from the right. {said} {_COLOURS} Nearer streamlines are brighter. The position under each view is that of the slice below."
+    sides = f"From above, from behind and from the right. {said} {_COLOURS} Nearer streamlines are brighter."
     slabs = (
         f"Streamlines within {slab:g} mm of each slice, over the slice. {_COLOURS} Bundles should lie in white matter."
     )
     return [
-        _reportlet(sheet, whole, stem(run, desc, "tractogram"), section, "Tractogram from three sides", sides, run),
-        _reportlet(sheet, sliced, stem(run, f"{desc}slabs", "tractogram"), section, "Tractogram on slices", slabs, run),
+        _reportlet(
+            sheet, whole, stem(run, desc, "tractogram"), section, "Tractogram from three sides", sides, run, False
+        ),
+        _reportlet(
+            sheet, sliced, stem(run, f"{desc}slabs", "tractogram"), section, "Tractogram on slices", slabs, run, True
+        ),
     ]
 
 
 def _reportlet(
-    sheet: Sheet, canvas: Float[np.ndarray, "h w 3"], name: str, section: str, title: str, caption: str, run: str
+    sheet: Sheet,
+    canvas: Float[np.ndarray, "h w 3"],
+    name: str,
+    section: str,
+    title: str,
+    caption: str,
+    run: str,
+    with_positions: bool,
 ) -> Reportlet:
-    figure, _ = draw_sheet(sheet, canvas)
+    figure, _ = draw_sheet(sheet, canvas, with_positions=with_positions)
     return Reportlet(name, section, title, caption, encode(figure, 88), run=run, alt=title)
 
 
@@ -156,11 +167,8 @@ def interactive(
     """A view that can be rotated: at most ``max_streamlines`` streamlines and three slices, as data for the page's viewer."""
     shown = evenly(streamlines, max_streamlines)
     box = _box_for(shown, background, mask)
-    data = {
-        **_encoded(shown, box),
-        "slices": _slices(background, mask, box),
-        "box": {"lower": box.lower, "upper": box.upper},
-    }
+    slices = _slices(background, mask, box)
+    data = {**_encoded(shown, box), "slices": slices, "box": {"lower": box.lower, "upper": box.upper}}
     buttons = "".join(
         f'<button type="button" data-view="{name}">{escape(label)}</button>'
         for name, label in (
@@ -168,13 +176,13 @@ def interactive(
         )
     )  # fmt: skip
     payload = json.dumps(data).replace("<", "\\u003c")
-    toggle = (
-        '<label><input type="checkbox" checked> slices</label>'
-        if data["slices"]
-        else '<label hidden><input type="checkbox"></label>'
+    toggles = "".join(
+        f'<label><input type="checkbox"{" checked" if part["shown"] else ""}> {part["name"]} ({part["label"]} mm)</label>'
+        for part in slices
     )
+    shown_slices = f"<span>Slices:</span>{toggles}" if slices else ""
     body = (
-        f'<div class="viewer3d"><div class="viewer3d-bar">View from: {buttons}{toggle}</div>'
+        f'<div class="viewer3d"><div class="viewer3d-bar">View from: {buttons}{shown_slices}</div>'
         '<div class="viewer3d-plot"><p>The view is drawn when it is scrolled to.</p></div>'
         f'<script type="application/json">{payload}</script></div>'
     )
@@ -210,13 +218,15 @@ def _encoded(streamlines: Streamlines, box: Box) -> dict[str, object]:
 
 
 def _slices(background: Image | None, mask: Image | None, box: Box, step: float = 2.0) -> list[dict[str, object]]:
-    """Three grey slices through the box's centre, with the world position of their first pixel and of the next ones."""
+    """Grey slices, the axial one low and the others through the box's centre, with the world position of their first pixel and of the next ones."""
     if background is None:
         return []
     scale = scale_of(background, "", mask)
     out: list[dict[str, object]] = []
     for view in VIEWS:
-        plane = Plane(view, box.centre[view.normal], box)
+        # A low axial slice is a floor that hides nothing; the others are shown on request.
+        height = 0.3 if view is AXIAL else 0.5
+        plane = Plane(view, box.lower[view.normal] + height * box.size[view.normal], box)
         values = np.nan_to_num(cut(background, plane, step)[..., 0].numpy())
         grey = (np.clip((values - scale.low) / (scale.high - scale.low), 0, 1) * 255).astype(np.uint8)
         where = plane.points(step)
@@ -224,7 +234,7 @@ def _slices(background: Image | None, mask: Image | None, box: Box, step: float 
         down = where[1, 0] - corner if where.shape[0] > 1 else torch.zeros(3)
         across = where[0, 1] - corner if where.shape[1] > 1 else torch.zeros(3)
         out.append({
-            "pixels": base64.b64encode(grey.tobytes()).decode(), "shape": list(grey.shape),
+            "name": view.name, "label": plane.label(), "shown": view is AXIAL, "pixels": base64.b64encode(grey.tobytes()).decode(), "shape": list(grey.shape),
             "corner": corner.tolist(), "down": down.tolist(), "across": across.tolist(),
         })  # fmt: skip
     return out

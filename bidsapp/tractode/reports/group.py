@@ -63,6 +63,9 @@ def outliers(numbers: Sequence[float]) -> list[int]:
     centre = median(finite)
     spread = 1.4826 * median(abs(value - centre) for value in finite)
     if spread == 0:
+        # More than half are equal: the mean absolute deviation takes the median one's place.
+        spread = 1.2533 * sum(abs(value - centre) for value in finite) / len(finite)
+    if spread == 0:
         return []
     return [
         i for i, value in enumerate(numbers) if math.isfinite(value) and abs(value - centre) > OUTLIER_LIMIT * spread

@@ -2,6 +2,9 @@
   "use strict";
   const EYES = { left: [-1, 0, 0], right: [1, 0, 0], front: [0, 1, 0], behind: [0, -1, 0], above: [0, 0, 1], below: [0, 0, -1], oblique: [-0.62, 0.62, 0.48] };
 
+  const MARGIN = 12; // mm around the box, for the letters
+  const ZOOM = 1.9;
+
   function buffer(text) {
     const raw = atob(text);
     const out = new Uint8Array(raw.length);
@@ -12,7 +15,7 @@
   function camera(name) {
     const e = EYES[name];
     const flat = e[0] === 0 && e[1] === 0;
-    return { eye: { x: 1.9 * e[0], y: 1.9 * e[1], z: 1.9 * e[2] }, center: { x: 0, y: 0, z: 0 },
+    return { eye: { x: 1.25 * e[0], y: 1.25 * e[1], z: 1.25 * e[2] }, center: { x: 0, y: 0, z: 0 },
              up: flat ? { x: 0, y: 1, z: 0 } : { x: 0, y: 0, z: 1 }, projection: { type: "orthographic" } };
   }
 
@@ -50,14 +53,14 @@
       for (let axis = 0; axis < 3; axis++) grids[axis].push(line[axis]);
       shade.push(tones);
     }
-    return { type: "surface", x: grids[0], y: grids[1], z: grids[2], surfacecolor: shade, cmin: 0, cmax: 255, colorscale: "Greys", reversescale: true,
-             showscale: false, hoverinfo: "skip", opacity: 0.85, contours: { x: { highlight: false }, y: { highlight: false }, z: { highlight: false } },
-             lighting: { ambient: 1, diffuse: 0, specular: 0 }, visible: true };
+    return { type: "surface", x: grids[0], y: grids[1], z: grids[2], surfacecolor: shade, cmin: 0, cmax: 255, colorscale: [[0, "rgb(0,0,0)"], [1, "rgb(190,190,190)"]],
+             showscale: false, hoverinfo: "skip", contours: { x: { highlight: false }, y: { highlight: false }, z: { highlight: false } },
+             lighting: { ambient: 1, diffuse: 0, specular: 0 }, visible: part.shown };
   }
 
   function letters(box) {
     const c = box.lower.map(function (low, i) { return (low + box.upper[i]) / 2; });
-    const m = 6;
+    const m = 0.6 * MARGIN;
     return { type: "scatter3d", mode: "text", hoverinfo: "skip", showlegend: false,
              x: [box.lower[0] - m, box.upper[0] + m, c[0], c[0], c[0], c[0]],
              y: [c[1], c[1], box.lower[1] - m, box.upper[1] + m, c[1], c[1]],
@@ -83,18 +86,21 @@
     const data = JSON.parse(viewer.querySelector("script").textContent);
     const slices = data.slices.map(slice);
     const traces = slices.concat([lines(data), letters(data.box)]);
-    const axis = { visible: false, showspikes: false };
-    const layout = { margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "#0b0d10", showlegend: false,
-                     scene: { xaxis: axis, yaxis: axis, zaxis: axis, aspectmode: "data", dragmode: "orbit", camera: camera("oblique") } };
-    const options = { displaylogo: false, responsive: true, scrollZoom: true, modeBarButtonsToRemove: ["tableRotation", "resetCameraLastSave3d", "hoverClosest3d"] };
+    const size = data.box.upper.map(function (high, i) { return high - data.box.lower[i] + 2 * MARGIN; });
+    const longest = Math.max(...size);
+    const ratio = { x: ZOOM * size[0] / longest, y: ZOOM * size[1] / longest, z: ZOOM * size[2] / longest };
+    const range = function (i) { return [data.box.lower[i] - MARGIN, data.box.upper[i] + MARGIN]; };
+    const axis = function (i) { return { visible: false, showspikes: false, range: range(i) }; };
+    const layout = { margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "#000", showlegend: false,
+                     scene: { xaxis: axis(0), yaxis: axis(1), zaxis: axis(2), aspectmode: "manual", aspectratio: ratio, dragmode: "orbit", camera: camera("oblique") } };
+    const options = { displaylogo: false, responsive: true, scrollZoom: true, modeBarButtons: [["toImage", "zoom3d", "pan3d", "orbitRotation", "resetCameraDefault3d"]] };
     plot.textContent = "";
     Plotly.newPlot(plot, traces, layout, options).then(function () { viewer.dataset.state = "drawn"; });
     for (const button of viewer.querySelectorAll("button")) {
       button.addEventListener("click", function () { Plotly.relayout(plot, { "scene.camera": camera(button.dataset.view) }); });
     }
-    const box = viewer.querySelector("input");
-    box.addEventListener("change", function () {
-      Plotly.restyle(plot, { visible: box.checked }, slices.map(function (_, i) { return i; }));
+    viewer.querySelectorAll("input").forEach(function (box, index) {
+      box.addEventListener("change", function () { Plotly.restyle(plot, { visible: box.checked }, [index]); });
     });
   }
 
