@@ -51,11 +51,7 @@ def init_participant_wf(participant: Participant, settings: Settings, run_id: st
         for run in participant.runs:
             if (run.session or "") == session:
                 builder.add_run(run, anatomy)
-    ledger = builder.job.ledger()
-    failures = {f"{failure.name}_find": failure for failure in participant.failures}
-    ledger.promise([*builder.promised, *({"step": step, "run": failure.name} for step, failure in failures.items())])
-    for step, failure in failures.items():
-        ledger.record_error(step, failure.error)
+    builder.job.ledger().promise(builder.promised)
     return builder.workflow
 
 
@@ -89,14 +85,6 @@ class _Builder:
         self.templates: list[Template] = [find_template(spec) for spec in settings.output_spaces]
         self.promised: list[dict[str, str]] = []
         self.workflow = pe.Workflow(name=f"sub_{participant.label}_wf", base_dir=str(settings.work_dir))
-        self.workflow.config["execution"] = {
-            "crashfile_format": "txt",
-            "crashdump_dir": str(settings.output_dir / "logs" / f"sub-{participant.label}" / "crash"),
-            "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
-            "remove_unnecessary_outputs": "false",
-            "poll_sleep_duration": "0.2",
-            "check_version": "false",
-        }
 
     def _node(self, interface: Step, step: str, run: str, memory_gb: float) -> pe.Node:
         """A node that always runs: whether its result is reused is the ledger's decision, never nipype's cache."""
