@@ -7,18 +7,15 @@ the image's entities stands alone at its level; two others at one level contradi
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tractode.bids import names
-from tractode.bids.json_object import read_json_object
 from tractode.bids.scan import ScannedFile
-from tractode.bids.spec_files import load
 from tractode.errors import InputDataError
-from tractode.io.sniff import check_content
+from tractode.io.sidecar_reader import read_sidecar
 
 
 @dataclass(frozen=True)
@@ -99,38 +96,8 @@ class Levels:
         merged: dict[str, Any] = {}
         paths = self.applicable(image, ".json")
         for path in paths:
-            check_content(path)
-            content = read_json_object(path)
-            check_fields(content, path)
-            merged |= content
+            merged |= read_sidecar(path)
         return merged, tuple(paths)
-
-
-def check_fields(content: Mapping[str, Any], path: Path) -> None:
-    """Refuse a used field of the wrong kind, naming it (``"0.05"`` where a number belongs)."""
-    for field, rule in load("sidecars")["used_fields"].items():
-        if field in content and not _fits(content[field], rule):
-            raise InputDataError(
-                f"The field {field} is {content[field]!r}"[:200],
-                id="E-DATA-FIELD",
-                path=path,
-                needed=_RULES[rule] if isinstance(rule, str) else "one of " + ", ".join(rule),
-                fix="correct the field, or remove it if the value is not known",
-            )
-
-
-_RULES = {"number": "a number", "positive": "a number above 0", "text": "text"}
-
-
-def _fits(value: Any, rule: str | list[str]) -> bool:
-    if isinstance(rule, list):
-        return value in rule
-    if rule == "text":
-        return isinstance(value, str)
-    numbers = value if isinstance(value, list) and value else [value]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < float("inf") for n in numbers):
-        return False
-    return rule == "number" or all(n > 0 for n in numbers)
 
 
 def _without_entities(name: str) -> tuple[dict[str, str], str, str] | None:

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from tractode.bids.json_object import read_json_object
 from tractode.bids.names import is_label
 from tractode.bids.scan import IgnoredFile
 from tractode.errors import InvalidDatasetError, MissingInputError, NoMatchError
 from tractode.io.notes import Note, warning
-from tractode.io.sniff import check_content
+from tractode.io.sidecar_reader import read_sidecar
 
 
 def participant_labels(bids_dir: Path) -> tuple[list[str], list[IgnoredFile]]:
@@ -64,8 +63,7 @@ def check_description(bids_dir: Path) -> list[Note]:
     path = bids_dir / "dataset_description.json"
     if not path.is_symlink() and not path.exists():
         return [warning("W-BIDS-NODESCRIPTION", f"{path.name} is missing: BIDS requires it; going on without")]
-    check_content(path)
-    content = read_json_object(path)
+    content = read_sidecar(path)
     if content.get("DatasetType", "raw") == "derivative":
         return [warning("W-BIDS-DERIVATIVE", "the input calls itself a derivative: only files with raw names are used")]
     return []
