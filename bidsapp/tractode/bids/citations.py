@@ -1,0 +1,198 @@
+"""The methods text of a run and the works it cites, as Markdown, BibTeX and HTML."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tractode
+from tractode.bids.spec_files import load
+from tractode.io.atomic import write_text
+
+
+def reference(key: str) -> dict[str, Any]:
+    """One work; keys are looked up without regard to case.
+
+    Raises
+    ------
+    KeyError
+        No work has this key.
+    """
+    return load("references")["references"][key.lower()]
+
+
+def boilerplate(facts: Mapping[str, Any]) -> str:
+    """Methods text in Markdown, with the works cited at its end.
+
+    Parameters
+    ----------
+    facts
+        ``models``: a list of ``{"label", …settings of the fit}``; ``trackers``: ``{"method", "n_streamlines", …settings}``;
+        ``templates``: names; ``keys``: further works to cite. All may be absent.
+    """
+    models, trackers = _distinct(facts.get("models", ())), _distinct(facts.get("trackers", ()))
+    templates = list(dict.fromkeys(facts.get("templates", ())))
+    paragraphs = [
+        f"Results were obtained with *tractode* {tractode.__version__}, a BIDS-App {_cite('gorgolewski2016', 'gorgolewski2017')} "
+        f"built on PyBIDS {_cite('yarkoni2019')}, Nipype {_cite('gorgolewski2011')} and DIPY {_cite('garyfallidis2014')}.",
+        "Diffusion images were used as acquired: no correction of distortion, motion or eddy currents was made. "
+        "Gradient tables were brought to the scanner frame by the images' own affines and checked against the images: attenuation "
+        f"and fibre coherence of the table given were compared with those of its axis flips and swaps {_cite('jeurissen2014')}.",
+    ]
+    paragraphs += [_model_text(model) for model in models]
+    paragraphs += [_tracker_text(tracker) for tracker in trackers]
+    if templates:
+        paragraphs.append(_registration_text(templates))
+    keys = citation_keys(facts)
+    listed = "\n".join(f"- {_plain(reference(key))}" for key in keys)
+    return "\n\n".join(["## Methods", *paragraphs, "## References", listed]) + "\n"
+
+
+def citation_keys(facts: Mapping[str, Any]) -> list[str]:
+    """Keys of all works that `boilerplate` cites for these facts, sorted."""
+    known = load("references")
+    keys = {key.lower() for key in facts.get("keys", ())} | set(known["always"]) | set(known["gradient_check"])
+    for template in facts.get("templates", ()):
+        keys |= set(known["template_keys"].get(template, known["template_default"])) | set(known["registration"])
+    for key in list(keys):
+        keys |= set(known["also"].get(key, ()))
+    return sorted(keys)
+
+
+def write_citations(logs_dir: Path, keys: Iterable[str], text: str) -> tuple[Path, Path, Path]:
+    """Write ``CITATION.md``, ``.bib`` and ``.html`` (each replaced whole, so that parallel jobs leave no mixture).
+
+    Parameters
+    ----------
+    keys
+        Works for the ``.bib``, from `citation_keys`.
+    text
+        The Markdown of `boilerplate`.
+    """
+    paths = (logs_dir / "CITATION.md", logs_dir / "CITATION.bib", logs_dir / "CITATION.html")
+    ordered = sorted({key.lower() for key in keys})
+    for path, content in zip(paths, (text, bibtex(ordered), to_html(text)), strict=True):
+        write_text(path, content)
+    return paths
+
+
+def bibtex(keys: Sequence[str]) -> str:
+    """BibTeX entries."""
+    return "\n".join(_bib_entry(key, reference(key)) for key in keys)
+
+
+def to_html(text: str) -> str:
+    """The subset of Markdown that `boilerplate` writes (headings, paragraphs, lists, emphasis, links) as an HTML page."""
+    blocks = []
+    for block in text.strip().split("\n\n"):
+        if block.startswith("## "):
+            blocks.append(f"<h2>{_inline(block[3:])}</h2>")
+        elif block.startswith("- "):
+            items = "".join(f"<li>{_inline(line[2:])}</li>\n" for line in block.splitlines())
+            blocks.append(f"<ul>\n{items}</ul>")
+        else:
+            blocks.append(f"<p>{_inline(block)}</p>")
+    head = '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>How to cite</title></head>\n<body>\n'
+    return head + "\n".join(blocks) + "\n</body>\n</html>\n"
+
+
+def _inline(text: str) -> str:
+    escaped = html.escape(text)
+    linked = re.sub(r"&lt;(https://[^\s&]+)&gt;", r'<a href="\1">\1</a>', escaped)
+    return re.sub(r"\*([^*]+)\*", r"<em>\1</em>", linked)
+
+
+def _model_text(model: Mapping[str, Any]) -> str:
+    label = str(model.get("label", ""))
+    if label == "tensor":
+        methods = {"wls": "weighted least squares", "ols": "ordinary least squares"}
+        method = methods.get(str(model.get("FitMethod", "")).lower(), "least squares")
+        return (
+            f"Diffusion tensors {_cite('basser1994')} were fitted by {method} to the logarithm of the signal; fractional anisotropy "
+            "and mean, axial and radial diffusivity were derived from them."
+        )
+    if label == "csd":
+        return (
+            "Fibre orientation distributions were estimated by constrained, super-resolved spherical deconvolution of one shell "
+            f"{_cite('tournier2007')}, with a single-fibre response estimated from the data {_cite('tournier2013')}; "
+            f"conventions follow MRtrix3 {_cite('tournier2019')}."
+        )
+    return f"The model {label or 'named in the settings'} was fitted as the sidecars of its maps describe."
+
+
+def _tracker_text(tracker: Mapping[str, Any]) -> str:
+    count = tracker.get("n_streamlines")
+    number = f"{count:,} streamlines were" if isinstance(count, int) else "Streamlines were"
+    settings = []
+    if (step := tracker.get("step_mm")) is not None:
+        settings.append(f"steps of {step:g} mm")
+    if (angle := tracker.get("angle")) is not None:
+        settings.append(f"at most {math.degrees(angle):.0f}° between steps")
+    if (cutoff := tracker.get("cutoff")) is not None:
+        settings.append(f"amplitude above {cutoff:g}")
+    listed = f" ({', '.join(settings)})" if settings else ""
+    if str(tracker.get("method", "")).lower() == "sdstream":
+        return (
+            f"{number} asked for by deterministic tracking along the peaks of the orientation distribution, SD_STREAM "
+            f"{_cite('tournier2012')}, from random seeds in the brain mask{listed}."
+        )
+    return f"{number} asked for with the method {tracker.get('method')}{listed}."
+
+
+def _registration_text(templates: Sequence[str]) -> str:
+    known = load("references")
+    named = " and ".join(
+        f"*{name}* {_cite(*known['template_keys'].get(name, known['template_default']))}" for name in templates
+    )
+    return (
+        f"Images were registered to {named} by an affine transform that maximises normalised mutual information "
+        f"{_cite('studholme1999')}; with an anatomical image, followed by the flow of a stationary velocity field {_cite('arsigny2006')} "
+        f"that aligns modality-independent neighbourhood descriptors {_cite('heinrich2012')}. Transforms were composed and applied once."
+    )
+
+
+def _cite(*keys: str) -> str:
+    shown = (f"{_first_author(reference(key))} et al., {reference(key)['year']}" for key in keys)
+    return f"({'; '.join(shown)})"
+
+
+def _first_author(work: Mapping[str, Any]) -> str:
+    return work["author"].partition(",")[0]
+
+
+def _plain(work: Mapping[str, Any]) -> str:
+    authors = work["author"].replace(" and others", ", et al.").replace(" and ", "; ")
+    return f"{authors} ({work['year']}). {work['title']}. *{work['journal']}*. <https://doi.org/{work['doi']}>"
+
+
+def _bib_entry(key: str, work: Mapping[str, Any]) -> str:
+    place = "journal" if work["type"] == "article" else "booktitle"
+    fields = {name: work[name] for name in ("author", "title")} | {
+        place: work["journal"],
+        "year": work["year"],
+        "doi": work["doi"],
+    }
+    body = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items())
+    return f"@{work['type']}{{{key},\n{body}}}\n"
+
+
+def _distinct(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Without repetitions: two runs fitted alike are described once."""
+    kept: list[Mapping[str, Any]] = []
+    seen = set()
+    for item in items:
+        mark = (
+            item.get("label"),
+            item.get("method"),
+            item.get("FitMethod"),
+            item.get("step_mm"),
+            item.get("n_streamlines"),
+        )
+        if mark not in seen:
+            seen.add(mark)
+            kept.append(item)
+    return kept
