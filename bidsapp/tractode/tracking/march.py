@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tractode.tracking.peaks import find_peaks, pad_to_lanes
+from tractode.ops import sh_polynomial as poly
+from tractode.tracking.peaks import MAX_ITERATIONS, ascend, pad_to_lanes
 from tractode.tracking.sampling import ComponentTable, to_voxel
 from tractode.tracking.stopping import MaskLookup, PointLimits
 
@@ -45,15 +46,26 @@ class Marcher:
     tile: int = 16384
 
     def advance(
-        self, position: Float[Tensor, "3 m"], direction: Float[Tensor, "3 m"]
-    ) -> tuple[Float[Tensor, "3 m"], Float[Tensor, "3 m"], Bool[Tensor, " m"]]:
-        """One step: new positions, new directions, and which of them stand."""
+        self, state: Float[Tensor, "9 m"]
+    ) -> tuple[Float[Tensor, "9 m"], Bool[Tensor, " m"], Bool[Tensor, " m"]]:
+        """Two steps of the peak search and, where it is over, a step of the line.
+
+        The rows of the state are the position, the direction that led there and the search's present direction.
+        Returns the new state, which lines have moved, and which are still searching; the others have ended.
+        """
+        position, previous = state[:3], state[3:6]
         components, has_data = self.table.sample(to_voxel(self.table.grid, position))
-        new, amplitude = find_peaks(components, direction)
-        cosine = direction[0] * new[0] + direction[1] * new[1] + direction[2] * new[2]
+        first, first_amplitude, is_early = ascend(components, state[6:])
+        second, second_amplitude, is_late = ascend(components, first)
+        new = torch.where(is_early, first, second)
+        amplitude = torch.where(is_early, first_amplitude, second_amplitude)
+        is_over = is_early | is_late
         moved = position + self.step * new
-        stands = has_data & (amplitude >= self.cutoff) & (cosine >= self.cosine) & self.mask.contains(moved)
-        return moved, new, stands
+        stands = (amplitude >= self.cutoff) & (poly.dot(previous, new) >= self.cosine) & self.mask.contains(moved)
+        has_moved = has_data & is_over & stands
+        position = torch.where(has_moved, moved, position)
+        previous = torch.where(has_moved, new, previous)
+        return torch.cat((position, previous, new)), has_moved, has_data & ~is_over
 
     def march(
         self,
@@ -63,25 +75,30 @@ class Marcher:
         limits: PointLimits,
     ) -> Paths:
         """Follow each seed along ``direction`` (first half) and against it (second half)."""
-        n = position.shape[1]
-        line = torch.arange(2 * n, dtype=torch.int32, device=position.device)
-        state = torch.cat((torch.cat((position, position), dim=1), torch.cat((direction, -direction), dim=1)))
-        steps = torch.zeros(2 * n, dtype=torch.long, device=position.device)
-        record: list[tuple[Tensor, Tensor]] = []
-        while len(line) and len(record) < limits.maximum - 1:
+        line = torch.arange(2 * position.shape[1], device=position.device)
+        both = torch.cat((direction, -direction), dim=1)
+        state = torch.cat((torch.cat((position, position), dim=1), both, both))
+        steps, waited = torch.zeros_like(line), torch.zeros_like(line)
+        record: list[tuple[Tensor, Tensor, Tensor]] = []
+        while len(line):
             columns = pad_to_lanes(torch.arange(len(line), device=line.device))
-            padded = state if len(columns) == len(line) else state[:, columns]
-            tiles = [self.advance(t[:3], t[3:]) for t in padded.split(self.tile, dim=1)]
-            state = torch.cat([torch.cat((moved, new)) for moved, new, _ in tiles], dim=1)
-            stands = torch.cat([stand for _, _, stand in tiles])[: len(line)].nonzero().ravel()
-            state, line = state[:, stands], line[stands]
-            steps[line.long()] += 1
-            record.append((line, state))
+            padded = state if len(columns) == len(line) else state.index_select(1, columns)
+            tiles = [self.advance(tile) for tile in padded.split(self.tile, dim=1)]
+            state = torch.cat([tile[0] for tile in tiles], dim=1)
+            has_moved = torch.cat([tile[1] for tile in tiles])[: len(line)]
+            is_searching = torch.cat([tile[2] for tile in tiles])[: len(line)]
+            steps[line] += has_moved
+            waited[line] = torch.where(has_moved, 0, waited[line] + 2)
+            moved = has_moved.nonzero().ravel()
+            record.append((line[moved], steps[line[moved]], state[:6].index_select(1, moved)))
+            goes_on = (has_moved | is_searching & (waited[line] < MAX_ITERATIONS)) & (steps[line] < limits.maximum - 1)
+            kept = goes_on.nonzero().ravel()
+            state, line = state.index_select(1, kept), line[kept]
         return _ragged(position, seed, steps, record, limits)
 
 
 def _ragged(
-    position: Tensor, seed: Tensor, steps: Tensor, record: list[tuple[Tensor, Tensor]], limits: PointLimits
+    position: Tensor, seed: Tensor, steps: Tensor, record: list[tuple[Tensor, Tensor, Tensor]], limits: PointLimits
 ) -> Paths:
     """Put recorded points into their lines, without the lines that are too short."""
     n = position.shape[1]
@@ -92,18 +109,17 @@ def _ragged(
     is_kept = total >= max(limits.minimum, 2)
     counts = torch.where(is_kept, total, 0)
     ends = counts.cumsum(0)
-    begin = ends - counts
+    at_seed = ends - counts + first
     n_points = int(ends[-1]) if n else 0
     points, directions = position.new_zeros(n_points, 3), position.new_zeros(n_points, 3)
-    points[(begin + first)[is_kept]] = position[:, is_kept].mT
+    points[at_seed[is_kept]] = position[:, is_kept].mT
     allowed = torch.where(torch.cat((is_kept, is_kept)), torch.cat((first, second)), 0)
-    origin, sign = torch.cat((begin + first, begin + first)), torch.ones_like(steps)
-    sign[:n] = -1
-    for t, (line, state) in enumerate(record, start=1):
-        index = line.long()
-        inside = (allowed[index] >= t).nonzero().ravel()
-        target = (origin + t * sign)[index[inside]]
-        points[target] = state[:3, inside].mT
-        directions[target] = state[3:, inside].mT
+    origin = torch.cat((at_seed, at_seed))
+    sign = torch.cat((-torch.ones_like(first), torch.ones_like(first)))
+    for line, t, state in record:
+        inside = (allowed[line] >= t).nonzero().ravel()
+        target = (origin[line] + t * sign[line])[inside]
+        arrived = state.index_select(1, inside)
+        points[target], directions[target] = arrived[:3].mT, arrived[3:].mT
     offsets = torch.cat((counts.new_zeros(1), counts[is_kept].cumsum(0)))
     return Paths(points, directions, offsets, first[is_kept], second[is_kept], seed[is_kept])

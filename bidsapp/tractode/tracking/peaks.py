@@ -1,9 +1,10 @@
 """The peak of an orientation distribution nearest to a direction, and its derivative without unrolling the search.
 
-Search: MRtrix3's gradient ascent on the sphere (step ``|f′/f″|`` along the gradient, at most 0.2 rad; Tournier et al.,
-*MRtrix3*, NeuroImage 2019, doi:10.1016/j.neuroimage.2019.116137). Departures: Cartesian, so there is no special case at
-the poles; once the surface Hessian is negative definite and the Newton step is short, Newton's step is taken instead,
-which reaches the same peak with fewer and more exact steps.
+Search: MRtrix3's gradient ascent on the sphere (steps of ``|f′/f″|`` along the gradient, at most 0.2 rad, 50 of them,
+until one is below 1e-4 rad; Tournier et al., *MRtrix3*, NeuroImage 2019, doi:10.1016/j.neuroimage.2019.116137). The path
+matters: where several peaks merge it decides which one is found, and on flat ridges it fails, which ends a streamline.
+Departures: Cartesian, so there is no special case at the poles; and where the surface Hessian is negative definite and
+well rounded and the step short, so that the ascent would reach the same peak, Newton's step is taken instead.
 
 Derivative: a peak is where the surface gradient vanishes, ``P B(c, d) d = 0``, so by the implicit function theorem
 ``∂d/∂c = −K⁻¹ P ∂(B d)/∂c`` with K the surface Hessian: nothing of the search has to be kept.
@@ -12,86 +13,81 @@ Derivative: a peak is where the surface gradient vanishes, ``P B(c, d) d = 0``, 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tractode.ops import sh_polynomial as poly
 
 MAX_ITERATIONS = 50
-MAX_TURN = 0.2  # rad, the longest step of the ascent (MRtrix3's)
+MAX_TURN = 0.2  # rad, the longest step of the ascent
+ASCENT_TOLERANCE = 1e-4  # rad
 NEWTON_REACH = 0.1  # rad, Newton's step is trusted below this
+NEWTON_FINISH = 1e-3  # rad, below this Newton's step ends any ascent
+# trace² / determinant of a 2×2 matrix with eigenvalue ratio r is r + 2 + 1/r; the ascent's error shrinks by at least
+# (r − 1)/(r + 1) a step, so up to r = 5.8 it converges well within 50 steps, and to the same peak as Newton.
+WELL_ROUNDED = 8.0
 LANES = 64  # columns come in multiples of this: every element then goes through the same vector instructions
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
-    """The step (rad) after which a search ends. Newton squares its error, so what is left is far below it."""
+    """The Newton step (rad) after which a search ends. Newton squares its error, so what is left is far below it."""
     return 1e-6 if dtype == torch.float64 else 1e-3
 
 
 def find_peaks(
-    components: Float[Tensor, "n m"], start: Float[Tensor, "3 m"], max_iterations: int = MAX_ITERATIONS
+    components: Float[Tensor, "n m"], start: Float[Tensor, "3 m"]
 ) -> tuple[Float[Tensor, "3 m"], Float[Tensor, " m"]]:
     """Directions and amplitudes of the peaks uphill from ``start``; amplitude NaN where the search does not converge.
 
     ``m`` must be a multiple of `LANES`. Each column's result depends on that column only.
     """
-    tolerance = tolerance_of(components.dtype)
     directions, amplitudes = start.clone(), torch.full_like(start[0], torch.nan)
-    columns, current = None, start
-    for _ in range(max_iterations):
-        current, amplitude, length = _ascend(components, current)
-        is_done = ~(length >= tolerance)  # a NaN ends the search too: its amplitude is NaN
-        columns = _write(directions, amplitudes, columns, current, amplitude, is_done)
-        waiting = (~is_done).nonzero().ravel()
+    columns = torch.arange(start.shape[1], device=start.device)
+    current = start
+    for _ in range(MAX_ITERATIONS):
+        current, amplitude, is_done = ascend(components, current)
+        finished = columns[is_done]
+        directions[:, finished], amplitudes[finished] = current[:, is_done], amplitude[is_done]
+        waiting = pad_to_lanes((~is_done).nonzero().ravel())
         if len(waiting) == 0:
             break
-        waiting = pad_to_lanes(waiting)
-        columns = waiting if columns is None else columns[waiting]
-        components, current = components[:, waiting], current[:, waiting]
+        columns = columns[waiting]
+        components, current = components.index_select(1, waiting), current.index_select(1, waiting)
     return directions, amplitudes
 
 
-def _write(
-    directions: Tensor, amplitudes: Tensor, columns: Tensor | None, current: Tensor, amplitude: Tensor, is_done: Tensor
-) -> Tensor | None:
-    """Put finished columns where they belong; ``columns`` is ``None`` while all are still in place."""
-    if columns is None:
-        directions.copy_(current)
-        amplitudes.copy_(torch.where(is_done, amplitude, torch.nan))
-    else:
-        finished = columns[is_done]
-        directions[:, finished] = current[:, is_done]
-        amplitudes[finished] = amplitude[is_done]
-    return columns
-
-
-def pad_to_lanes(index: Tensor) -> Tensor:
+def pad_to_lanes(index: Int[Tensor, " a"]) -> Int[Tensor, " b"]:
     """An index lengthened to a multiple of `LANES` by repeating its last entry."""
     missing = -len(index) % LANES
     return torch.cat((index, index[-1:].expand(missing))) if missing and len(index) else index
 
 
-def _ascend(components: Float[Tensor, "n m"], d: Float[Tensor, "3 m"]) -> tuple[Tensor, Tensor, Tensor]:
-    """One step uphill: the new directions, their amplitudes to second order, and the lengths of the steps."""
-    order = poly.order_of(components.shape[0])
+def ascend(
+    components: Float[Tensor, "n m"], d: Float[Tensor, "3 m"]
+) -> tuple[Float[Tensor, "3 m"], Float[Tensor, " m"], Bool[Tensor, " m"]]:
+    """One step uphill: the new directions, their amplitudes to second order, and which searches are over.
+
+    A search also ends where the numbers are not finite: its amplitude is NaN.
+    """
+    order, tiny = poly.order_of(components.shape[0]), torch.finfo(components.dtype).tiny
     b = poly.contraction(components, d)
     bd = poly.apply(b, d)
     value = poly.dot(d, bd)
     slope = bd - value * d
-    newton, is_peaked = surface_solve(b, d, value, order, slope)
-    newton = -newton
-    newton_length = poly.dot(newton, newton).sqrt()
+    solution, determinant, trace = surface_solve(b, d, value, order, slope)
+    newton_length = poly.dot(solution, solution).sqrt()
     steepness = poly.dot(slope, slope).sqrt()
-    unit = slope / steepness.clamp_min(torch.finfo(slope.dtype).tiny)
+    unit = slope / steepness.clamp_min(tiny)
     curvature = (order - 1) * poly.dot(unit, poly.apply(b, unit)) - value
-    turn = (steepness / curvature.abs().clamp_min(torch.finfo(slope.dtype).tiny)).clamp_max(MAX_TURN)
-    use_newton = is_peaked & (newton_length < NEWTON_REACH)
-    step = torch.where(use_newton, newton, unit * turn)
-    length = torch.where(use_newton, newton_length, turn)
+    turn = (steepness / curvature.abs().clamp_min(tiny)).clamp_max(MAX_TURN)
+    is_round = (trace * trace < WELL_ROUNDED * determinant) & (newton_length < NEWTON_REACH) & (turn < NEWTON_REACH)
+    is_ending = (turn < ASCENT_TOLERANCE) & (newton_length < NEWTON_FINISH)
+    use_newton = (determinant > 0) & (trace < 0) & (is_round | is_ending)
+    step = torch.where(use_newton, -solution, unit * turn)
+    is_done = torch.where(use_newton, ~(newton_length >= tolerance_of(d.dtype)), ~(turn >= ASCENT_TOLERANCE))
     moved = d + step
-    # f(d + step) ≈ f + L·slope·step/2 at the end of a Newton step; the search ends with a step too short to matter else.
-    amplitude = value + 0.5 * order * poly.dot(slope, step)
-    return moved / poly.dot(moved, moved).sqrt(), amplitude, length
+    amplitude = value + 0.5 * order * poly.dot(slope, step)  # exact to second order for Newton's step
+    return moved / poly.dot(moved, moved).sqrt(), amplitude, is_done
 
 
 def surface_solve(
@@ -100,8 +96,8 @@ def surface_solve(
     value: Float[Tensor, " m"],
     order: int,
     right: Float[Tensor, "3 m"],
-) -> tuple[Float[Tensor, "3 m"], Bool[Tensor, " m"]]:
-    """``K⁻¹ right`` in the tangent plane of ``d`` (``right`` must lie in it), and whether K is negative definite.
+) -> tuple[Float[Tensor, "3 m"], Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """``K⁻¹ right`` in the tangent plane of ``d`` (``right`` must lie in it), and determinant and trace of K there.
 
     K = (L−1) B − f I on the tangent plane is the surface Hessian over L. Solved by its trace and determinant there
     (``dᵀ adj(K) d``), which needs no frame.
@@ -119,8 +115,7 @@ def surface_solve(
     trace = xx + yy + zz - (order - 2) * value  # dᵀKd = (L−1) f − f
     turned = poly.apply(torch.stack((xx, xy, xz, yy, yz, zz)), right)
     turned = turned - poly.dot(turned, d) * d
-    solution = (trace * right - turned) / determinant
-    return solution, (determinant > 0) & (trace < 0)
+    return (trace * right - turned) / determinant, determinant, trace
 
 
 def peak_pullback(
@@ -131,7 +126,7 @@ def peak_pullback(
     b = poly.contraction(components, d)
     value = poly.dot(d, poly.apply(b, d))
     tangent = grad - poly.dot(grad, d) * d
-    solution, _ = surface_solve(b, d, value, order, tangent)
+    solution, _, _ = surface_solve(b, d, value, order, tangent)
     return poly.contraction_transpose(poly.outer(-solution, d), d, order)
 
 
