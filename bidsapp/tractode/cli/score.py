@@ -25,7 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(argv)
         for folder in (options.output, options.truth):
             if not folder.is_dir():
-                raise MissingInputError("There is no such folder", id="E-SCORE-FOLDER", path=folder, needed="the output of tractode, then derivatives/truth of the simulated dataset")
+                raise MissingInputError(
+                    "There is no such folder",
+                    id="E-SCORE-FOLDER",
+                    path=folder,
+                    needed="the output of tractode, then derivatives/truth of the simulated dataset",
+                )
         from tractode.cli import environment
 
         environment.prepare()
@@ -47,7 +52,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("kind", choices=("tractogram", "dti", "warp", "all"), help="what to score")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="output folder of tractode")
     parser.add_argument("truth", metavar="TRUTH", type=Path, help="derivatives/truth of the simulated dataset")
-    parser.add_argument("--participant-label", "--participant_label", metavar="LABEL", nargs="+", default=[], help="only these (default: all in TRUTH)")
+    parser.add_argument(
+        "--participant-label",
+        "--participant_label",
+        metavar="LABEL",
+        nargs="+",
+        default=[],
+        help="only these (default: all in TRUTH)",
+    )
     parser.add_argument("--version", action="version", version=__version__)
     return parser
 

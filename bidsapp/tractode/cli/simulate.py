@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         environment.prepare()
         from tractode.workflows.simulate import write_dataset
 
-        labels = write_dataset(options.out, _settings(options), lambda text: print(f"simulating {text}", file=sys.stderr))
+        labels = write_dataset(
+            options.out, _settings(options), lambda text: print(f"simulating {text}", file=sys.stderr)
+        )
         print(f"{len(labels)} participants in {options.out}; the truth is in {options.out / 'derivatives' / 'truth'}")
     except SystemExit as end:  # argparse after --help and --version
         return end.code if isinstance(end.code, int) else 0
@@ -48,18 +50,59 @@ def _parser() -> argparse.ArgumentParser:
     add("out", metavar="OUT", type=Path, help="folder of the new dataset; must not exist or be empty")
     add("--participants", metavar="N", type=_positive, default=1, help="how many (default: 1)")
     add("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
-    add("--resolution", metavar="MM", type=_millimetres, nargs="+", default=[2.0], help="dwi voxel size, one number or three (default: 2)")
+    add(
+        "--resolution",
+        metavar="MM",
+        type=_millimetres,
+        nargs="+",
+        default=[2.0],
+        help="dwi voxel size, one number or three (default: 2)",
+    )
     add("--t1w-resolution", metavar="MM", type=_millimetres, default=1.0, help="T1w voxel size (default: 1)")
     add("--no-t1w", action="store_true", help="write no T1w")
-    add("--shells", metavar="B:N[,B:N…]", type=_shells, default=((1000.0, 32), (2500.0, 64)), help="b-value in s/mm² and number of directions of each shell (default: 1000:32,2500:64)")
+    add(
+        "--shells",
+        metavar="B:N[,B:N…]",
+        type=_shells,
+        default=((1000.0, 32), (2500.0, 64)),
+        help="b-value in s/mm² and number of directions of each shell (default: 1000:32,2500:64)",
+    )
     add("--b0s", metavar="N", type=_positive, default=8, help="number of b=0 volumes (default: 8)")
     add("--gradients", metavar=("BVAL", "BVEC"), nargs=2, type=Path, help="this table instead of --shells and --b0s")
-    add("--snr", type=_snr, default=30.0, help="white matter at b=0 over the noise's sigma; 'inf' for no noise (default: 30)")
-    add("--orientation", metavar="XYZ", default="LAS", help="direction of the stored axes of the dwi, such as RAS, LAS or PSR (default: LAS)")
+    add(
+        "--snr",
+        type=_snr,
+        default=30.0,
+        help="white matter at b=0 over the noise's sigma; 'inf' for no noise (default: 30)",
+    )
+    add(
+        "--orientation",
+        metavar="XYZ",
+        default="LAS",
+        help="direction of the stored axes of the dwi, such as RAS, LAS or PSR (default: LAS)",
+    )
     add("--t1w-orientation", metavar="XYZ", default="RAS", help="the same of the T1w (default: RAS)")
-    add("--oblique", metavar="DEG", type=float, default=0.0, help="turn the dwi grid away from the scanner's axes (default: 0)")
-    add("--bundles", metavar="NAME", nargs="+", default=[], help="only these bundles, such as CST AFL CCBody (default: all); the rest is background")
-    add("--fibres", metavar="N", type=_positive, default=300, help="streamlines of a thin bundle (default: 300); thick ones have more")
+    add(
+        "--oblique",
+        metavar="DEG",
+        type=float,
+        default=0.0,
+        help="turn the dwi grid away from the scanner's axes (default: 0)",
+    )
+    add(
+        "--bundles",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="only these bundles, such as CST AFL CCBody (default: all); the rest is background",
+    )
+    add(
+        "--fibres",
+        metavar="N",
+        type=_positive,
+        default=300,
+        help="streamlines of a thin bundle (default: 300); thick ones have more",
+    )
     add("--asymmetry", type=float, default=1.0, help="strength of left–right differences (default: 1)")
     add("--version", action="version", version=__version__)
     return parser
@@ -71,14 +114,22 @@ def _settings(options: argparse.Namespace) -> SimulationSettings:
     from tractode.workflows.simulate import SimulationSettings
 
     if len(options.resolution) not in (1, 3):
-        raise UsageError(f"--resolution got {len(options.resolution)} numbers", id="E-CLI-RESOLUTION", needed="one voxel size, or three")
+        raise UsageError(
+            f"--resolution got {len(options.resolution)} numbers",
+            id="E-CLI-RESOLUTION",
+            needed="one voxel size, or three",
+        )
     sizes = options.resolution * (3 if len(options.resolution) == 1 else 1)
     try:
         bundles = chosen_names(options.bundles)
     except KeyError as unknown:
         from tractode.simulate.bundles import courses
 
-        raise UsageError(f"There is no bundle {unknown}", id="E-CLI-BUNDLE", needed=f"some of {', '.join(courses())}, or a name without its side for both") from unknown
+        raise UsageError(
+            f"There is no bundle {unknown}",
+            id="E-CLI-BUNDLE",
+            needed=f"some of {', '.join(courses())}, or a name without its side for both",
+        ) from unknown
     noisy = options.snr != float("inf")
     subject = SubjectSettings(
         snr=options.snr if noisy else None,

@@ -66,7 +66,9 @@ def end_point_validity(
     last = points[(streamlines.offsets[1:].cpu() - 1).clamp(min=0)] if len(points) else points
     for index, regions in enumerate(bundles.values()):
         if regions.grid.space != streamlines.space:
-            raise SpaceMismatchError(f"Streamlines of {streamlines.space!r} cannot be scored in regions of {regions.grid.space!r}; move one of them first.")
+            raise SpaceMismatchError(
+                f"Streamlines of {streamlines.space!r} cannot be scored in regions of {regions.grid.space!r}; move one of them first."
+            )
         if not len(points):
             break
         start, end, whole = _widened(regions, tolerance_mm)

@@ -29,7 +29,9 @@ def direction_error(
     """Angles between axes over a mask, degrees: mean, median and 95th percentile. A missing (zero) estimate counts as 90°."""
     given, wanted = estimate[:, mask].mT.double(), truth[:, mask].mT.double()
     norm = given.norm(dim=-1, keepdim=True)
-    angle = torch.rad2deg(sphere.angle(given / norm.clamp(min=1e-12), wanted / wanted.norm(dim=-1, keepdim=True).clamp(min=1e-12)))
+    angle = torch.rad2deg(
+        sphere.angle(given / norm.clamp(min=1e-12), wanted / wanted.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+    )
     angle = torch.where(norm[:, 0] > 1e-6, angle, torch.full_like(angle, 90.0))
     if not len(angle):
         return {"mean": math.nan, "median": math.nan, "p95": math.nan, "n": 0}
@@ -53,7 +55,13 @@ def warp_error(estimate: Transform, truth_inverse: Transform, points: Float[Tens
         )
     error = (estimate.map(truth_inverse.map(points.double())) - points).norm(dim=-1)
     before = (truth_inverse.map(points.double()) - points).norm(dim=-1)
-    return {"mean": _mean(error), "median": float(error.median()), "max": float(error.max()), "mean_before": _mean(before), "n": len(points)}
+    return {
+        "mean": _mean(error),
+        "median": float(error.median()),
+        "max": float(error.max()),
+        "mean_before": _mean(before),
+        "n": len(points),
+    }
 
 
 def _mean(values: Tensor) -> float:

@@ -15,7 +15,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from tractode.fields import Image, Streamlines
-from tractode.simulate.courses import COURSES, Course, Station
+from tractode.simulate.courses import COURSES, Course, Station, Vector
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,20 @@ def courses() -> dict[str, Course]:
         if course.kind == "paired":
             left = tuple(_mirrored(station) for station in course.stations)
             found[f"{course.name}L"] = Course(f"{course.name}L", "paired", left, course.fibres, course.ends_at)
-            found[f"{course.name}R"] = Course(f"{course.name}R", "paired", course.stations, course.fibres, course.ends_at)
+            found[f"{course.name}R"] = Course(
+                f"{course.name}R", "paired", course.stations, course.fibres, course.ends_at
+            )
         else:
             # Through the midline: the left half outside in, then the right half without its midline station.
             left = tuple(_mirrored(station) for station in reversed(course.stations[1:]))
-            found[course.name] = Course(course.name, "commissure", left + course.stations, course.fibres, course.ends_at)
+            found[course.name] = Course(
+                course.name, "commissure", left + course.stations, course.fibres, course.ends_at
+            )
     return found
 
 
 def _mirrored(station: Station) -> Station:
-    def flip(vector: tuple[float, float, float]) -> tuple[float, float, float]:
+    def flip(vector: Vector) -> Vector:
         return -vector[0], vector[1], vector[2]
 
     return Station(flip(station.centre), flip(station.across), flip(station.thickness), flip(station.bend))

@@ -131,15 +131,17 @@ def fibre_field(
     )
 
 
-def _population(
-    grid: ImageGrid, lines: Streamlines, brain: Bool[Tensor, " v"], settings: FibreSettings
-) -> _Population:
+def _population(grid: ImageGrid, lines: Streamlines, brain: Bool[Tensor, " v"], settings: FibreSettings) -> _Population:
     tensor = dyadics(grid, lines, settings.smoothing_mm).reshape(6, -1).mT
     density = symmetric.trace(tensor)
     # Typical of the places where its fibres are: each voxel counts as often as fibres pass it.
     inside = density[density > 0]
     order = inside.sort().values
-    typical = order[torch.searchsorted(order.cumsum(0), order.sum() / 2).clamp(max=len(order) - 1)] if len(order) else inside.new_ones(())
+    typical = (
+        order[torch.searchsorted(order.cumsum(0), order.sum() / 2).clamp(max=len(order) - 1)]
+        if len(order)
+        else inside.new_ones(())
+    )
     occupancy = 1 - torch.exp(-density / (settings.thin * typical))
     index = ((occupancy > 0.02) & brain).nonzero().ravel()
     values, vectors = symmetric.eigen(tensor[index] / density[index, None])
@@ -171,13 +173,19 @@ def _background(
     size = grid.voxel_sizes
     around = torch.zeros(grid.n_voxels, 6, dtype=torch.float64)
     for one in populations.values():
-        around.index_add_(0, one.index, one.occupancy[:, None] * symmetric.from_matrix(one.axis[:, :, None] * one.axis[:, None, :]))
-    wide = smooth.gaussian(around.mT.reshape(6, *grid.shape), tuple(settings.background_mm / edge for edge in size), border="zero")  # type: ignore[arg-type]
+        around.index_add_(
+            0, one.index, one.occupancy[:, None] * symmetric.from_matrix(one.axis[:, :, None] * one.axis[:, None, :])
+        )
+    wide = smooth.gaussian(
+        around.mT.reshape(6, *grid.shape), tuple(settings.background_mm / edge for edge in size), border="zero"
+    )  # type: ignore[arg-type]
     along = wide.reshape(6, -1).mT
     out = _radial(grid, fractions[WHITE].reshape(grid.shape), settings.radial_mm)
     index = ((rest > 0) & (fractions[WHITE] > 0.01)).nonzero().ravel()
     along, out = along[index], out[index]
-    mixed = along / symmetric.trace(along).clamp(min=0.02)[:, None] + symmetric.from_matrix(out[:, :, None] * out[:, None, :])
+    mixed = along / symmetric.trace(along).clamp(min=0.02)[:, None] + symmetric.from_matrix(
+        out[:, :, None] * out[:, None, :]
+    )
     axis = symmetric.eigen(mixed)[1][:, :, 0]
     return _Population(index, axis, torch.full_like(rest[index], settings.background), rest[index])
 
@@ -185,7 +193,9 @@ def _background(
 def _radial(grid: ImageGrid, white: Float[Tensor, "i j k"], sigma_mm: float) -> Float[Tensor, "v 3"]:
     """Gradient of smoothed white matter in the world; its length tells how near the surface is, about 1 at it."""
     soft = smooth.gaussian(white[None], tuple(sigma_mm / edge for edge in grid.voxel_sizes))[0]  # type: ignore[arg-type]
-    slopes = [torch.gradient(soft, dim=axis)[0] if n > 1 else torch.zeros_like(soft) for axis, n in enumerate(grid.shape)]
+    slopes = [
+        torch.gradient(soft, dim=axis)[0] if n > 1 else torch.zeros_like(soft) for axis, n in enumerate(grid.shape)
+    ]
     world = torch.stack([slope.reshape(-1) for slope in slopes], -1) @ grid.inverse_affine[:3, :3]
     return world * sigma_mm * 2.5
 

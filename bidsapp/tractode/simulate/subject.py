@@ -87,7 +87,12 @@ def simulate(
 
 
 def field_of_view(
-    anatomy: Anatomy, warp: Chain, spacing: tuple[float, float, float], axes: Float[Tensor, "3 3"], margin_mm: float, space: str
+    anatomy: Anatomy,
+    warp: Chain,
+    spacing: tuple[float, float, float],
+    axes: Float[Tensor, "3 3"],
+    margin_mm: float,
+    space: str,
 ) -> ImageGrid:
     """The grid of the given voxel size and axis directions (columns, RAS+) that holds the participant's brain."""
     brain = anatomy.tissues.values.sum(0)[::4, ::4, ::4] > 0.5

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tractode.fields import Affine, Chain, Displacement, Flow, ImageGrid, VelocityField
 from tractode.ops import smooth
+from tractode.simulate.courses import Vector
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class WarpSettings:
 class _Push:
     """Points near ``centre`` move by ``vector`` (mm) and towards it by the share ``shrink`` of their distance."""
 
-    centre: tuple[float, float, float]
-    sigma: tuple[float, float, float]
-    vector: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    centre: Vector
+    sigma: Vector
+    vector: Vector = (0, 0, 0)
     shrink: float = 0.0
 
 
@@ -107,7 +108,9 @@ def _asymmetric_velocity(grid: ImageGrid, amount: float) -> VelocityField:
     points = grid.centres(torch.float64)
     field = torch.zeros_like(points)
     for push in _ASYMMETRY:
-        centre, sigma, vector = (torch.tensor(value, dtype=torch.float64) for value in (push.centre, push.sigma, push.vector))
+        centre, sigma, vector = (
+            torch.tensor(value, dtype=torch.float64) for value in (push.centre, push.sigma, push.vector)
+        )
         offset = points - centre
         weight = torch.exp(-0.5 * (offset / sigma).square().sum(-1, keepdim=True))
         field = field + weight * (vector - push.shrink * offset)
@@ -129,7 +132,15 @@ def tabulated(warp: Chain, grid: ImageGrid, spacing: float = 3.0) -> Displacemen
 
     Streamlines and truth use the warp itself.
     """
-    corners = torch.tensor([[i * (grid.shape[0] - 1), j * (grid.shape[1] - 1), k * (grid.shape[2] - 1)] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=torch.float64)
+    corners = torch.tensor(
+        [
+            [i * (grid.shape[0] - 1), j * (grid.shape[1] - 1), k * (grid.shape[2] - 1)]
+            for i in (0, 1)
+            for j in (0, 1)
+            for k in (0, 1)
+        ],
+        dtype=torch.float64,
+    )
     world = grid.to_world(corners)
     low, high = world.amin(0) - spacing, world.amax(0) + spacing
     shape = ((high - low) / spacing).ceil().int() + 1

@@ -42,11 +42,18 @@ def score(kind: str, output: Path, truth: Path, participants: Sequence[str] = ()
 def _participants(truth: Path, asked: Sequence[str]) -> list[str]:
     known = sorted(path.name.removeprefix("sub-") for path in truth.glob("sub-*") if path.is_dir())
     if not known:
-        raise NoMatchError("This folder holds no truth", id="E-SCORE-TRUTH", path=truth, needed="derivatives/truth of a dataset made by tractode-simulate")
+        raise NoMatchError(
+            "This folder holds no truth",
+            id="E-SCORE-TRUTH",
+            path=truth,
+            needed="derivatives/truth of a dataset made by tractode-simulate",
+        )
     labels = [label.removeprefix("sub-") for label in asked] or known
     missing = [label for label in labels if label not in known]
     if missing:
-        raise NoMatchError(f"No truth for {', '.join(missing)}", id="E-SCORE-LABEL", path=truth, needed=f"some of {', '.join(known)}")
+        raise NoMatchError(
+            f"No truth for {', '.join(missing)}", id="E-SCORE-LABEL", path=truth, needed=f"some of {', '.join(known)}"
+        )
     return labels
 
 
@@ -66,13 +73,20 @@ def _headline(found: dict[str, Record]) -> tuple[Record, Record]:
 def _dti(output: Path, truth: Path, label: str) -> Record:
     fa = _image(_one(output, label, "dwimap", ".nii.gz", model="tensor", param="fa"), label)
     direction = _image(_one(output, label, "dwimap", ".nii.gz", model="tensor", param="direction"), label)
-    true_fa, true_direction = (_image(_one(truth, label, "dwimap", ".nii.gz", model="tensor", param=param), label) for param in ("fa", "direction"))
+    true_fa, true_direction = (
+        _image(_one(truth, label, "dwimap", ".nii.gz", model="tensor", param=param), label)
+        for param in ("fa", "direction")
+    )
     white = _image(_one(truth, label, "probseg", ".nii.gz", label="WM"), label)
     brain = _image(_one(truth, label, "mask", ".nii.gz", desc="brain", folder="dwi"), label)
     single = _image(_one(truth, label, "mask", ".nii.gz", desc="singlefibre"), label)
     for image in (fa, direction):
         if not image.grid.matches(true_fa.grid, 0.05):
-            raise InputDataError(f"The maps of sub-{label} are on another grid than the truth ({image.grid.shape}, truth {true_fa.grid.shape})", id="E-SCORE-GRID", needed="maps on the grid of the raw dwi")
+            raise InputDataError(
+                f"The maps of sub-{label} are on another grid than the truth ({image.grid.shape}, truth {true_fa.grid.shape})",
+                id="E-SCORE-GRID",
+                needed="maps on the grid of the raw dwi",
+            )
     modelled = (fa.values[0] != 0) & brain.mask
     in_white = modelled & (white.values[0] > 0.5)
     errors = scalar_error(fa.values[0], true_fa.values[0], in_white)
@@ -93,7 +107,10 @@ def _tractogram(output: Path, truth: Path, label: str) -> Record:
     bundles = {}
     for path in sorted((truth / f"sub-{label}" / "dwi").glob(f"sub-{label}_tract-*_desc-bundle_mask.nii.gz")):
         name = path.name.split("_tract-")[1].split("_")[0]
-        mask, start, end = (_image(path.with_name(path.name.replace("desc-bundle", f"desc-{desc}")), label) for desc in ("bundle", "start", "end"))
+        mask, start, end = (
+            _image(path.with_name(path.name.replace("desc-bundle", f"desc-{desc}")), label)
+            for desc in ("bundle", "start", "end")
+        )
         bundles[name] = BundleRegions(mask.grid, mask.mask, start.mask, end.mask)
     if not bundles:
         raise MissingInputError(f"The truth of sub-{label} has no bundles", id="E-SCORE-BUNDLES", path=truth)
@@ -143,13 +160,25 @@ def _one(
         if parsed is None or parsed[1:] != (suffix, extension):
             continue
         has = parsed[0]
-        if all(has.get(key) == value for key, value in wanted.items()) and not {"space", "tract"} & (set(has) - set(wanted)):
+        if all(has.get(key) == value for key, value in wanted.items()) and not {"space", "tract"} & (
+            set(has) - set(wanted)
+        ):
             found.append(path)
     what = " ".join([*(f"{key}-{value}" for key, value in wanted.items()), suffix + extension])
     if not found and optional:
         return None
     if not found:
-        raise MissingInputError(f"No {what} for sub-{participant}", id="E-SCORE-MISSING", path=folder, needed="the outputs of tractode for this participant, and the truth of tractode-simulate")
+        raise MissingInputError(
+            f"No {what} for sub-{participant}",
+            id="E-SCORE-MISSING",
+            path=folder,
+            needed="the outputs of tractode for this participant, and the truth of tractode-simulate",
+        )
     if len(found) > 1:
-        raise InputDataError(f"Several {what} for sub-{participant}: {', '.join(path.name for path in found)}", id="E-SCORE-SEVERAL", path=folder, needed="one run a participant")
+        raise InputDataError(
+            f"Several {what} for sub-{participant}: {', '.join(path.name for path in found)}",
+            id="E-SCORE-SEVERAL",
+            path=folder,
+            needed="one run a participant",
+        )
     return found[0]

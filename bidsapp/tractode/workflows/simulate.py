@@ -52,11 +52,22 @@ class SimulationSettings:
     subject: SubjectSettings = field(default_factory=SubjectSettings)
 
 
-def write_dataset(out: Path, settings: SimulationSettings, progress: Callable[[str], None] = lambda text: None) -> list[str]:
+def write_dataset(
+    out: Path, settings: SimulationSettings, progress: Callable[[str], None] = lambda text: None
+) -> list[str]:
     """The whole dataset; returns the participants' labels. ``out`` must not exist or be empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError("The output folder is not empty", id="E-OUT-NOTEMPTY", path=out, needed="a new or empty folder", fix="choose another folder, or remove this one first")
-    axes = {letters: oriented(letters, settings.oblique_deg if letters == settings.orientation else 0.0) for letters in (settings.orientation, settings.t1w_orientation)}
+        raise OutputError(
+            "The output folder is not empty",
+            id="E-OUT-NOTEMPTY",
+            path=out,
+            needed="a new or empty folder",
+            fix="choose another folder, or remove this one first",
+        )
+    axes = {
+        letters: oriented(letters, settings.oblique_deg if letters == settings.orientation else 0.0)
+        for letters in (settings.orientation, settings.t1w_orientation)
+    }
     brain = anatomy(*(load_builtin(name) for name in ("T1w", "GM", "WM", "mask")))
     labels = [f"{number + 1:02d}" for number in range(settings.participants)]
     for number, label in enumerate(labels):
@@ -77,7 +88,11 @@ def oriented(letters: str, oblique_deg: float) -> Float[Tensor, "3 3"]:
         if len(letters) != 3 or np.isnan(codes).any() or len({int(axis) for axis, _ in codes}) != 3:
             raise ValueError
     except ValueError as error:
-        raise UsageError(f"{letters!r} is not an orientation", id="E-CLI-ORIENTATION", needed="three letters, one of each pair R/L, A/P, S/I, such as RAS, LAS or PSR") from error
+        raise UsageError(
+            f"{letters!r} is not an orientation",
+            id="E-CLI-ORIENTATION",
+            needed="three letters, one of each pair R/L, A/P, S/I, such as RAS, LAS or PSR",
+        ) from error
     matrix = torch.zeros(3, 3, dtype=torch.float64)
     for column, (axis, sign) in enumerate(codes):
         matrix[int(axis), column] = float(sign)
@@ -109,12 +124,28 @@ def _write_raw(out: Path, label: str, made: Participant, settings: SimulationSet
     folder, name = out / f"sub-{label}", f"sub-{label}"
     if settings.t1w_resolution is not None:
         _image(folder / "anat" / f"{name}_T1w.nii.gz", made.t1w, np.int16)
-        _json(folder / "anat" / f"{name}_T1w.json", {"Modality": "MR", "MagneticFieldStrength": 3, "SkullStripped": True, "RepetitionTime": 2.3, "EchoTime": 0.003, "Description": "Simulated: the built-in template, warped"})
+        _json(
+            folder / "anat" / f"{name}_T1w.json",
+            {
+                "Modality": "MR",
+                "MagneticFieldStrength": 3,
+                "SkullStripped": True,
+                "RepetitionTime": 2.3,
+                "EchoTime": 0.003,
+                "Description": "Simulated: the built-in template, warped",
+            },
+        )
     stem = folder / "dwi" / f"{name}_dwi"
     noisy = Image(made.dwi.grid, made.dwi.signal)
     _image(stem.with_suffix(".nii.gz"), noisy, np.float32 if settings.subject.snr is None else np.int16)
     _gradients(stem, made)
-    content = {"Modality": "MR", "MagneticFieldStrength": 3, "EchoTime": 0.08, "RepetitionTime": 8.0, "Description": "Simulated: no motion, no distortion, Rician noise"}
+    content = {
+        "Modality": "MR",
+        "MagneticFieldStrength": 3,
+        "EchoTime": 0.08,
+        "RepetitionTime": 8.0,
+        "Description": "Simulated: no motion, no distortion, Rician noise",
+    }
     _json(stem.with_suffix(".json"), content)
 
 
@@ -126,7 +157,10 @@ def _write_truth(out: Path, label: str, made: Participant) -> None:
 
     anat = made.t1w.grid
     template = load_builtin("T1w", 2.0).grid
-    for one_way, source, target, grid in ((made.warp, "T1w", SPACE, anat), (made.warp.inverse(), SPACE, "T1w", template)):
+    for one_way, source, target, grid in (
+        (made.warp, "T1w", SPACE, anat),
+        (made.warp.inverse(), SPACE, "T1w", template),
+    ):
         # An image transform from A to B resamples A's images on B, so it maps points of B to points of A.
         name = path("anat", "xfm", ".h5", from_=target, to=source, mode="image")
         with atomic_path(name) as temporary:
@@ -138,7 +172,18 @@ def _write_truth(out: Path, label: str, made: Participant) -> None:
     for tissue, values in zip(("GM", "WM", "CSF"), fibres.tissues, strict=True):
         _image(path("dwi", "probseg", ".nii.gz", label=tissue), Image(grid, values[None].float()))
     _image(path("dwi", "dwimap", ".nii.gz", model="csd", param="fod"), Image(grid, fibres.fod.coeffs))
-    content = {"Model": {"Description": "Orientation distribution that the signal was made from; it integrates to the white-matter fraction"}, "OrientationEncoding": {"EncodingAxis": 3, "Reference": "xyz", "Type": "sh", "SphericalHarmonicBasis": "MRtrix3", "SphericalHarmonicDegree": fibres.fod.order}}
+    content = {
+        "Model": {
+            "Description": "Orientation distribution that the signal was made from; it integrates to the white-matter fraction"
+        },
+        "OrientationEncoding": {
+            "EncodingAxis": 3,
+            "Reference": "xyz",
+            "Type": "sh",
+            "SphericalHarmonicBasis": "MRtrix3",
+            "SphericalHarmonicDegree": fibres.fod.order,
+        },
+    }
     _json(path("dwi", "dwimap", ".json", model="csd", param="fod"), content)
     stem = path("dwi", "dwi", ".nii.gz", desc="noisefree")
     _image(stem, Image(grid, made.noise_free))
@@ -147,7 +192,15 @@ def _write_truth(out: Path, label: str, made: Participant) -> None:
     maps = model.to_maps(model.fit(made.noise_free[:, made.dwi.mask].mT.double(), made.dwi.gtab))
     for param in ("diffusivity", "fa", "md", "direction"):
         _image(path("dwi", "dwimap", ".nii.gz", model="tensor", param=param), made.dwi.unravel(maps[param].float()))
-        _json(path("dwi", "dwimap", ".json", model="tensor", param=param), {"Model": {"Description": "Diffusion tensor of the noise-free signal, all volumes", "Parameters": model.facts()}})
+        _json(
+            path("dwi", "dwimap", ".json", model="tensor", param=param),
+            {
+                "Model": {
+                    "Description": "Diffusion tensor of the noise-free signal, all volumes",
+                    "Parameters": model.facts(),
+                }
+            },
+        )
     for name, bundle in made.bundles.items():
         with atomic_path(path("dwi", "tractogram", ".trx", tract=name)) as temporary:
             write_tractogram(temporary, bundle.streamlines, grid)
@@ -162,8 +215,25 @@ def _coarse(grid: ImageGrid) -> ImageGrid:
 
 def _write_descriptions(out: Path, labels: list[str], settings: SimulationSettings) -> None:
     made_by = [{"Name": "tractode-simulate", "Version": __version__}]
-    _json(out / "dataset_description.json", {"Name": "tractode simulated dataset", "BIDSVersion": "1.10.0", "DatasetType": "raw", "Authors": ["tractode-simulate"], "GeneratedBy": made_by})
-    _json(out / TRUTH / "dataset_description.json", {"Name": "Truth of the tractode simulated dataset", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": made_by})
+    _json(
+        out / "dataset_description.json",
+        {
+            "Name": "tractode simulated dataset",
+            "BIDSVersion": "1.10.0",
+            "DatasetType": "raw",
+            "Authors": ["tractode-simulate"],
+            "GeneratedBy": made_by,
+        },
+    )
+    _json(
+        out / TRUTH / "dataset_description.json",
+        {
+            "Name": "Truth of the tractode simulated dataset",
+            "BIDSVersion": "1.10.0",
+            "DatasetType": "derivative",
+            "GeneratedBy": made_by,
+        },
+    )
     rows = "".join(f"sub-{label}\n" for label in labels)
     write_text(out / "participants.tsv", "participant_id\n" + rows)
     noise = "none" if settings.subject.snr is None else f"Rician, SNR {settings.subject.snr:g} in white matter at b=0"
