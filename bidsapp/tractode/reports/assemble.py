@@ -164,6 +164,11 @@ def anchor(text: str) -> str:
 
 
 def markdown(text: str) -> Markup:
-    """CommonMark with tables; HTML in the text is shown, not used, and links with unsafe schemes stay text."""
+    """CommonMark with tables; HTML in the text is shown, not used, and links that are not of the web stay text."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    parser.validateLink = _is_web_link  # type: ignore[method-assign]
     return Markup(parser.render(text)) if text.strip() else Markup("")
+
+
+def _is_web_link(url: str) -> bool:
+    return url.startswith(("https://", "http://", "#"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Mapping, Sequence
 from statistics import median
 
@@ -121,5 +122,5 @@ def _strip(axes: Axes, column: str, values: np.ndarray, marked: set[int]) -> Non
 
 
 def _is_relative(target: str) -> bool:
-    """Links of the group page stay inside the output folder: no scheme, no host, no way up."""
-    return not (":" in target or target.startswith(("/", "\\")) or ".." in target.split("/"))
+    """Links of the group page stay inside the output folder: no scheme, no host, no way up, no odd character."""
+    return bool(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./-]*", target)) and ".." not in target.split("/")
