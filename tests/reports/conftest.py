@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
+
 from tractode.fields import GradientTable, Image, ImageGrid, ShField, Streamlines
 from tractode.ops.spherical_harmonics import basis
 

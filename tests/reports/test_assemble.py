@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+
 from tractode.errors import InputDataError
 from tractode.reports.assemble import ReportData, RunSummary, load_spec, markdown, participant_report
 from tractode.reports.figures_registration import flicker_fragment

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tractode.fields import Streamlines
 from tractode.reports import figures_gradients, figures_registration, figures_slices, figures_tractogram
 from tractode.reports.assemble import ReportData, RunSummary, participant_report
@@ -24,10 +25,18 @@ pytestmark = [
     ),
 ]
 
-FLAGS = (
-    "--headless --no-sandbox --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync --hide-scrollbars --enable-unsafe-swiftshader --window-size=1400,900"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--enable-unsafe-swiftshader",
+    "--window-size=1400,900",
+]
 
 
 @pytest.fixture(scope="module")

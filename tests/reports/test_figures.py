@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+
 from tractode.errors import SpaceMismatchError
 from tractode.fields import GradientTable, Image, Streamlines
 from tractode.reports import figures_glyphs, figures_gradients, figures_registration, figures_slices, figures_tractogram
@@ -59,7 +61,7 @@ def test_tiles_lie_inside_their_sheet_and_apart(oblique_affine: torch.Tensor) ->
             assert tile.x >= 0
             assert tile.x + tile.width <= sheet.width
             assert tile.y + tile.height <= sheet.height
-        for a, b in zip(tiles, tiles[1:], strict=False):
+        for a, b in pairwise(tiles):
             assert a.plane.view is not b.plane.view or a.x + a.width <= b.x
 
 
@@ -107,6 +109,7 @@ def test_an_oblique_glyph_leans_to_the_side_it_points_to() -> None:
 
 def test_a_glyph_is_solid() -> None:
     from scipy.ndimage import binary_fill_holes
+
     from tractode.reports.glyph_raster import render
 
     coefficients = one_direction(head_grid("RAS"), (1.0, 0.3, 0.2)).coeffs[:, 0, 0, 0].reshape(1, 1, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tractode.fields import Image
 from tractode.reports.planes import AXIAL, CORONAL, SAGITTAL, VIEWS, Box, Plane, View, box_of, cut, positions, signed
 

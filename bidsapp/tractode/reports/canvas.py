@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -138,7 +139,7 @@ def letter_tile(axes: Axes, tile: Tile, size: float = 13) -> None:
     view = tile.plane.view
     x0, x1, y0, y1 = tile.x + 3, tile.x + tile.width - 3, tile.y + 2, tile.y + tile.height - 2
     middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
-    outlined = {
+    outlined: dict[str, Any] = {
         "color": "#ffd54a",
         "fontsize": size,
         "fontweight": "bold",
