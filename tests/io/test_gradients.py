@@ -15,9 +15,11 @@ from scipy.spatial.transform import Rotation
 
 from tractode.errors import InputDataError
 from tractode.fields import GradientTable, ImageGrid
+from tractode.fields.scheme import scheme_of
 from tractode.io.gradient_checks import check_models, provenance_notes
-from tractode.io.gradient_scheme import count_axes, design_condition, find_b0, scheme_of
+from tractode.io.gradient_scheme import count_axes, design_condition, find_b0
 from tractode.io.gradients import GradientPolicy, read_gradients, write_gradients, write_mrtrix_gradients
+from tractode.models import MODELS
 
 SHAPE = (3, 4, 5)
 needs_mrtrix = pytest.mark.skipif(shutil.which("mrinfo") is None, reason="MRtrix3 is not installed")
@@ -216,26 +218,17 @@ def test_design_condition_against_the_normal_equations():
     assert count_axes(np.concatenate([directions, -directions])) == 20
 
 
-class _Tensor:
-    @staticmethod
-    def why_not(gtab):
-        return None if len(gtab) > 6 else "it needs 6 directions"
-
-
-class _Shells(_Tensor):
-    needs_shells = True
-
-
 def test_models_are_refused_where_the_scheme_does_not_fit(tmp_path):
-    registry = {"tensor": _Tensor, "shells": _Shells}
-    assert check_models(grid_table(np.eye(3)), ["tensor", "shells"], registry, tmp_path / "x.bval") == {
-        "shells": "it needs shells and this table is a grid scheme"
-    }
-    with pytest.raises(
-        InputDataError, match=r"E-GRAD-MODELS.*shells: it needs shells.*choose with --models among tensor, shells"
-    ):
-        check_models(grid_table(np.eye(3)), ["shells"], registry, tmp_path / "x.bval")
-    assert check_models(sphere_table(30, np.full(30, 1000.0)), ["shells"], registry, tmp_path / "x.bval") == {}
+    """A grid or scattered table feeds a tensor, but no deconvolution of a shell."""
+    bval, scattered = tmp_path / "x.bval", np.random.default_rng(4).uniform(200, 8000, 100)
+    for gtab, scheme in ((grid_table(np.eye(3)), "grid"), (sphere_table(100, scattered), "scattered")):
+        refused = check_models(gtab, ["dti", "csd"], MODELS, bval)
+        assert list(refused) == ["csd"]
+        assert f"needs shells; this table is a {scheme} scheme" in refused["csd"]
+        with pytest.raises(InputDataError, match=r"E-GRAD-MODELS.*csd: .*choose with --models among dti, csd"):
+            check_models(gtab, ["csd"], MODELS, bval)
+    bvals = np.array([0.0, *[1000] * 29])
+    assert check_models(sphere_table(30, bvals), ["dti", "csd"], MODELS, bval) == {}
 
 
 def test_policy_by_threshold(tmp_path):

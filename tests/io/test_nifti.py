@@ -148,6 +148,18 @@ def test_no_damage_to_gzip_goes_unnoticed(tmp_path, oblique_affine):
             assert again is None or torch.equal(again.values, image.values)
 
 
+def test_checksum_is_read_even_where_the_voxels_end_with_a_piece(tmp_path):
+    """Header and voxels fill 1 MiB exactly, so that the reader has every voxel before it has seen the checksum."""
+    data = np.random.default_rng(2).integers(0, 255, (96, 61, 179)).astype(np.uint8)
+    raw = nib.Nifti1Image(data, np.diag([-1.0, 1, 1, 1])).to_bytes()
+    assert len(raw) == 1 << 20
+    damaged = bytearray(gzip.compress(raw))
+    damaged[-8] ^= 1
+    (tmp_path / "x.nii.gz").write_bytes(damaged)
+    with pytest.raises(InputDataError, match="E-IMG-CRC"):
+        read_image(tmp_path / "x.nii.gz", "sub-01_T1w")
+
+
 def test_memory_is_not_taken_for_a_header_that_lies(tmp_path, oblique_affine):
     """A small file that announces 10 TB is refused before anything is read."""
     raw = bytearray(gzip.decompress(_written(tmp_path, oblique_affine)))

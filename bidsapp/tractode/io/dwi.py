@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tractode.errors import InputDataError
 from tractode.fields import DWI, ImageGrid
+from tractode.fields.scheme import clusters
 from tractode.io.gradient_checks import check_scheme, provenance_notes
-from tractode.io.gradient_scheme import clusters
 from tractode.io.gradients import GradientPolicy, StoredGradients, no_direction, parse_gradients, to_table
 from tractode.io.nifti import StoredImage, read_stored
 from tractode.io.notes import Note, warning

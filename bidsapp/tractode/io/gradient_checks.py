@@ -11,7 +11,8 @@ import torch
 
 from tractode.errors import InputDataError
 from tractode.fields import GradientTable, ImageGrid
-from tractode.io.gradient_scheme import clusters, count_axes, describe, design_condition, scheme_of
+from tractode.fields.scheme import clusters, scheme_of
+from tractode.io.gradient_scheme import count_axes, describe, design_condition
 from tractode.io.gradients import GradientPolicy
 from tractode.io.notes import Note, info, warning
 from tractode.ops.affine import axis_directions
@@ -67,16 +68,10 @@ def check_scheme(gtab: GradientTable, policy: GradientPolicy, bval: Path, bvec: 
 def check_models(gtab: GradientTable, models: Sequence[str], registry: Mapping[str, Any], bval: Path) -> dict[str, str]:
     """Which of the named models cannot be fitted, and why; an error where none can.
 
-    ``registry`` maps names to classes with ``why_not(gtab)``; those with ``needs_shells`` are refused for a grid.
+    ``registry`` maps names to classes with ``why_not(gtab)``.
     """
-    scheme = scheme_of(gtab)
-    refused: dict[str, str] = {}
-    for name in models:
-        model = registry[name]
-        if scheme in ("grid", "scattered") and getattr(model, "needs_shells", name == "csd"):
-            refused[name] = f"it needs shells and this table is a {scheme} scheme"
-        elif reason := model.why_not(gtab):
-            refused[name] = reason
+    reasons = {name: registry[name].why_not(gtab) for name in models}
+    refused: dict[str, str] = {name: reason for name, reason in reasons.items() if reason}
     if models and len(refused) == len(models):
         listed = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise InputDataError(

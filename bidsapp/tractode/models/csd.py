@@ -18,6 +18,7 @@ from torch import Tensor
 from tractode.contracts import MapSpec, OrientationModel
 from tractode.errors import InputDataError
 from tractode.fields import GradientTable
+from tractode.fields.scheme import scheme_of
 from tractode.models.deconvolution import Deconvolution, constrained_deconvolution
 from tractode.models.response import Response, estimate_response, gaussian_response
 from tractode.ops import sphere
@@ -57,6 +58,8 @@ class CSD(OrientationModel):
 
     @classmethod
     def why_not(cls, gtab: GradientTable) -> str | None:
+        if (scheme := scheme_of(gtab)) in ("grid", "scattered"):
+            return f"Spherical deconvolution needs shells; this table is a {scheme} scheme"
         shell = cls.shell(gtab)
         if shell is None:
             counts = ", ".join(f"b={b:.0f}: {len(index)}" for b, index in gtab.shells()) or "none"
