@@ -121,12 +121,23 @@ class Flow(Transform):
     steps: int = 8
 
     def map(self, points: Float[Tensor, "*p 3"]) -> Float[Tensor, "*p 3"]:
-        grid, values = self.velocity.grid, self.velocity.values.to(points)
+        grid = self.velocity.grid
+        # In voxels of the velocity's grid, so that the steps themselves need no change of coordinates.
+        to_voxel = grid.inverse_affine[:3, :3].to(points)
+        values = torch.einsum("ab,tbijk->taijk", to_voxel, self.velocity.values.to(points))
 
         def at(t: Tensor, y: Tensor) -> Tensor:
-            return interpolate.sample(_at_time(values, t), grid.to_voxel(y))
+            return interpolate.sample(_at_time(values, t), y)
 
-        return ode.integrate(at, points, self.t0, self.t1, self.steps)
+        end = ode.integrate(at, grid.to_voxel(points), self.t0, self.t1, self.steps)
+        return grid.to_world(end)
+
+    def as_displacement(self, grid: ImageGrid) -> Displacement:
+        """The flow tabulated on a grid of its source space, and its inverse on the same grid."""
+        points = grid.centres(device=self.velocity.values.device)
+        forward, back = ((way.map(points) - points).movedim(-1, 0).contiguous() for way in (self, self.inverse()))
+        backward = Displacement(grid, back, self.target, self.source)
+        return Displacement(grid, forward, self.source, self.target, backward=backward)
 
     def inverse(self) -> Flow:
         return Flow(self.velocity, self.target, self.source, self.t1, self.t0, self.steps)

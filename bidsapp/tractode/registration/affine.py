@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from tractode.errors import SpaceMismatchError
-from tractode.fields.image import Image
+from tractode.fields.image import Image, ImageGrid, check_same_grid
 from tractode.fields.transform import Affine
 from tractode.ops import affine as aff
 from tractode.ops import interpolate, smooth
@@ -55,6 +55,8 @@ class AffineSettings:
         How many poses of each size are descended from with few freedoms, and how many of their ends with all.
     margin
         Masks are widened by this much (mm): the edge of the brain is most of what says where it is.
+    search_margin
+        The same for the search where both images have a mask; everything outside the masks is 0 there.
     prior_sd
         Standard deviation of the prior on logarithmic scales and on shears.
     prior_weight
@@ -71,6 +73,7 @@ class AffineSettings:
     starts: int = 4
     finalists: int = 3
     margin: float = 3.0
+    search_margin: float = 15.0
     prior_sd: float = 0.15
     prior_weight: float = 0.01
     iterations: int = 40
@@ -105,11 +108,10 @@ def register_affine(
             f"The initial transform goes {initial.source!r} → {initial.target!r}; "
             f"it must go {fixed.grid.space!r} → {moving.grid.space!r}."
         )
-    pair = _Pair(fixed, moving, fixed_mask, moving_mask, settings)
-    if initial is None:
-        start = _search(pair, dof, settings)
-    else:
-        start = initial.matrix.to("cpu", torch.float64)
+    pair = _Pair(
+        *_thinned(fixed, fixed_mask, settings.levels[-1]), *_thinned(moving, moving_mask, settings.levels[-1]), settings
+    )
+    start = _search(pair, dof, settings) if initial is None else initial.matrix.to("cpu", torch.float64)
     finest = min(*fixed.grid.voxel_sizes, *moving.grid.voxel_sizes)
     sizes = [size for n, size in enumerate(settings.levels) if n == 0 or size > 0.7 * finest]
     for size in sizes:
@@ -150,24 +152,43 @@ class _Pair:
     """The two images and where to look at them."""
 
     fixed: Image
-    moving: Image
     fixed_mask: Image | None
+    moving: Image
     moving_mask: Image | None
     settings: AffineSettings
+    stripped: bool = False
 
     def level(self, size: float, points: int, bins: int) -> _Level:
         """Both at voxels of about ``size`` mm, with at most ``points`` points of each."""
         generator = torch.Generator().manual_seed(self.settings.seed)
         settings = replace(self.settings, bins=bins)
         return _Level(
-            _side(self.fixed, self.fixed_mask, size, points, settings, generator),
-            _side(self.moving, self.moving_mask, size, points, settings, generator),
+            _side(self.fixed, self.fixed_mask, size, points, settings, generator, self.stripped),
+            _side(self.moving, self.moving_mask, size, points, settings, generator, self.stripped),
             bins,
         )
 
 
+def _thinned(image: Image, mask: Image | None, size: float) -> tuple[Image, Image | None]:
+    """Image and mask once at the finest voxel size that is used; every level starts from there."""
+    values, affine = smooth.reduce(image.values[:1].to(torch.float32), image.grid.affine, size)
+    shape = (values.shape[1], values.shape[2], values.shape[3])
+    grid = ImageGrid(shape, affine, image.grid.space)
+    if mask is None:
+        return Image(grid, values), None
+    steps = [round(float(n / o)) for n, o in zip(grid.voxel_sizes, image.grid.voxel_sizes, strict=True)]
+    check_same_grid(mask.grid, image.grid, "The mask of an image to be registered")
+    return Image(grid, values), Image(grid, mask.mask[None, :: steps[0], :: steps[1], :: steps[2]])
+
+
 def _side(
-    image: Image, mask: Image | None, size: float, n: int, settings: AffineSettings, generator: torch.Generator
+    image: Image,
+    mask: Image | None,
+    size: float,
+    n: int,
+    settings: AffineSettings,
+    generator: torch.Generator,
+    stripped: bool,
 ) -> _Side:
     grid = image.grid
     values = image.values[:1].to(torch.float32)
@@ -176,6 +197,8 @@ def _side(
         radii = [round(settings.margin / edge) for edge in grid.voxel_sizes]
         wide = smooth.dilate(wide, (radii[0], radii[1], radii[2]))
     unit = unit_range(values, wide[None])
+    if mask is not None and stripped:
+        unit = (0.3 + 0.7 * unit_range(values, mask.mask[None])) * mask.mask
     stacked, affine = smooth.reduce(torch.cat([unit, wide[None].to(unit)]), grid.affine, size)
     chosen = (stacked[1] > 0.5).nonzero()
     if len(chosen) > n:
@@ -285,8 +308,10 @@ def _descend(
 
 def _search(pair: _Pair, dof: Dof, settings: AffineSettings) -> Float[Tensor, "4 4"]:
     """The start of the descent: a grid of poses, then short descents from the best of them that lie well apart."""
-    # Inside the strict mask: at its rim, brain against nothing rivals head against air, and heads come out too large.
-    pair = replace(pair, settings=replace(settings, margin=0.0))
+    # With one mask, strictly inside it: at its rim, brain against nothing rivals head against air, and heads come out
+    # too large. With two, each brain is cut out and its outline says most of where and how large it is.
+    both = pair.fixed_mask is not None and pair.moving_mask is not None
+    pair = replace(pair, stripped=both, settings=replace(settings, margin=settings.search_margin if both else 0.0))
     level = pair.level(settings.search_level, settings.search_points, settings.search_bins)
     finer = pair.level(settings.search_level, 2 * settings.search_points, settings.search_bins)
     few: Dof = "rigid" if dof == "rigid" else "similarity"
