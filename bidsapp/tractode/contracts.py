@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tractode.fields import GradientTable, Image, PeakField, ShField, Streamlines, TensorField
+from tractode.fields import GradientTable, Image, ImageGrid, PeakField, ShField, Streamlines, TensorField
 
 Orientations = ShField | TensorField | PeakField
 
@@ -91,8 +91,8 @@ class Tracker(ABC):
     is_differentiable: ClassVar[bool]
 
     @abstractmethod
-    def parameters(self) -> dict[str, Any]:
-        """Plain facts for the BEP046 sidecar and the report."""
+    def parameters(self, grid: ImageGrid | None = None) -> dict[str, Any]:
+        """Plain facts for the BEP046 sidecar and the report, under the names ``bids.sidecar.tractogram_sidecar`` knows."""
 
     @abstractmethod
     def track(

@@ -132,7 +132,8 @@ class NormaliseDwi(Step):
     def _write_tractograms(self, writer: StepWriter, grid: ImageGrid, backward: Transform, background: Image) -> None:
         run, template, job = self.inputs.run, self.inputs.template.name, self.inputs.job
         for track, outputs in zip(self.inputs.tracks, self.inputs.tractograms, strict=True):
-            streamlines = read_tractogram(Path(outputs["tractogram"]), f"{run.name}_dwi").moved(backward)
+            tracked, _ = read_tractogram(Path(outputs["tractogram"]), f"{run.name}_dwi")
+            streamlines = tracked.moved(backward)
             name = {"datatype": "dwi", "space": template, "track": track, "suffix": "tractogram"}
             writer.write(f"{track}-tractogram", derivative(run.entities, extension=".trx", **name), lambda p, s=streamlines: write_tractogram(p, s, grid))
             writer.write_json(

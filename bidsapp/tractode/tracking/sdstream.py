@@ -70,17 +70,15 @@ class SDStream(Tracker):
         return step, least, greatest
 
     def parameters(self, grid: ImageGrid | None = None) -> dict[str, float | str]:
-        """Plain facts for a sidecar; lengths in mm where the grid is given, else in voxels as MRtrix3 defines them."""
+        """Plain facts for a sidecar: lengths in mm (where the grid is given), the angle in radians."""
         facts: dict[str, float | str] = {
-            "Algorithm": "SD_STREAM",
-            "Integration": "Euler",
-            "MaximumAngle": math.degrees(self.angle),
-            "CutoffAmplitude": self.cutoff,
-            "SeedDirection": "peak uphill from a random direction",
+            "angle": self.angle,
+            "cutoff": self.cutoff,
+            "integration_order": 1,
+            "seed_direction": "peak uphill from a random direction",
         }
         if grid is not None:
-            step, least, greatest = self.lengths(grid)
-            return {**facts, "StepSize": step, "MinimumLength": least, "MaximumLength": greatest, "LengthUnits": "mm"}
+            facts["step_mm"], facts["min_length"], facts["max_length"] = self.lengths(grid)
         return facts
 
     def track(
