@@ -70,15 +70,17 @@ class SDStream(Tracker):
         return step, least, greatest
 
     def parameters(self, grid: ImageGrid | None = None) -> dict[str, float | str]:
-        """Plain facts for a sidecar: lengths in mm (where the grid is given), the angle in radians."""
+        """Plain facts for a sidecar; lengths in mm where the grid is given, else in voxels as MRtrix3 defines them."""
         facts: dict[str, float | str] = {
-            "angle": self.angle,
-            "cutoff": self.cutoff,
-            "integration_order": 1,
-            "seed_direction": "peak uphill from a random direction",
+            "Algorithm": "SD_STREAM",
+            "Integration": "Euler",
+            "MaximumAngle": math.degrees(self.angle),
+            "CutoffAmplitude": self.cutoff,
+            "SeedDirection": "peak uphill from a random direction",
         }
         if grid is not None:
-            facts["step_mm"], facts["min_length"], facts["max_length"] = self.lengths(grid)
+            step, least, greatest = self.lengths(grid)
+            return {**facts, "StepSize": step, "MinimumLength": least, "MaximumLength": greatest, "LengthUnits": "mm"}
         return facts
 
     def track(
