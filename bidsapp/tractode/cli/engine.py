@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tractode.cli import environment
 from tractode.cli.plugin_file import load_plugin_file
-from tractode.cli.watchdog import POLL_SECONDS, Failure, WatchdogPlugin, with_recorder
+from tractode.cli.watchdog import POLL_SECONDS, Failure, WatchdogPlugin, step_of, with_recorder
 from tractode.errors import ConfigurationError
 from tractode.settings import Settings
 
@@ -79,11 +80,19 @@ def make_plugin(settings: Settings, log_file: Path) -> Any:
             path=settings.plugin_file,
             needed=f"one of {', '.join(known)}",
         )
-    return with_recorder(plugin)(plugin_args=arguments | (asked.get("plugin_args") or {}))
+    runner = with_recorder(plugin)(plugin_args=arguments | (asked.get("plugin_args") or {}))
+    if not hasattr(plugin, "_report_crash"):  # Linear: it tells of a failure only through the callback
+        runner._status_callback = partial(_tell_and_record, runner.failures)
+    return runner
 
 
 def _tell(node: Any, status: str) -> None:
     """One line a finished step."""
     if status in ("end", "exception"):
-        step = getattr(node.inputs, "step", "") or node.name
-        print(f"{time.strftime('%H:%M:%S')} {'done' if status == 'end' else 'FAILED'} {step}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {'done' if status == 'end' else 'FAILED'} {step_of(node)}", flush=True)
+
+
+def _tell_and_record(failures: list[Failure], node: Any, status: str) -> None:
+    _tell(node, status)
+    if status == "exception":
+        failures.append(Failure(node.fullname, step_of(node), "see the log of the run\n"))

@@ -10,12 +10,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tractode.bids.dataset import write_description
+from tractode.bids.lock import ParticipantLock
+from tractode.bids.manifest import Ledger
+from tractode.bids.query import Discovery, Participant, find_participants
+from tractode.bids.templates import BUILT_IN, find_template
 from tractode.cli import environment, folders, verdict
 from tractode.cli.crash import write_bundle
 from tractode.cli.logs import logging_to
 from tractode.cli.parser import Request
+from tractode.cli.plan import Plan, make_plan
 from tractode.errors import (
     InternalError,
     LockedError,
@@ -26,13 +32,8 @@ from tractode.errors import (
 )
 from tractode.io.atomic import TEMPORARY_PREFIX, write_text
 from tractode.settings import Settings
-
-if TYPE_CHECKING:
-    from tractode.bids.query import Discovery, Participant
-    from tractode.cli.plan import Plan
-    from tractode.workflows.outcome import Outcome
-
-BUILT_IN_TEMPLATE = "MNI152NLin2009aSym"
+from tractode.workflows.outcome import Outcome, outcome
+from tractode.workflows.report import write_report
 
 
 def run_participants(request: Request) -> int:
@@ -58,7 +59,6 @@ def run_participants(request: Request) -> int:
 
 
 def _discover(settings: Settings) -> Discovery:
-    from tractode.bids.query import find_participants
 
     return find_participants(
         settings.bids_dir,
@@ -77,7 +77,6 @@ def _resolved(request: Request) -> tuple[Settings, list[str]]:
     ResourceUnavailableError
         A device or template that was asked for is not to be had.
     """
-    from tractode.bids.templates import find_template
 
     settings = request.settings
     device, note = environment.resolve_device(settings.device)
@@ -89,15 +88,14 @@ def _resolved(request: Request) -> tuple[Settings, list[str]]:
     except ResourceUnavailableError:
         if "output_spaces" in request.asked:
             raise
-        spaces = (BUILT_IN_TEMPLATE,)
+        spaces = (BUILT_IN,)
         notes.append(
-            f"TemplateFlow has no files of {', '.join(settings.output_spaces)}: the built-in {BUILT_IN_TEMPLATE} is used."
+            f"TemplateFlow has no files of {', '.join(settings.output_spaces)}: the built-in {BUILT_IN} is used."
         )
     return replace(settings, device=device, output_spaces=spaces), notes
 
 
 def _plan(discovery: Discovery, settings: Settings, notes: Sequence[str]) -> Plan:
-    from tractode.cli.plan import make_plan
 
     return make_plan(discovery, settings, environment.memory_limit_gb(settings.memory_gb), notes)
 
@@ -114,15 +112,12 @@ def _show(plan: Plan) -> int:
 
 
 def _describe_output(settings: Settings) -> None:
-    from tractode.bids.dataset import write_description
 
     write_description(settings.output_dir, settings.bids_dir)
 
 
 def _reports_only(settings: Settings) -> int:
     """Assemble reports again from the ledgers of an output folder."""
-    from tractode.workflows.outcome import outcome
-    from tractode.workflows.report import write_report
 
     logs = settings.output_dir / "logs"
     present = sorted(path.name.removeprefix("sub-") for path in logs.glob("sub-*") if (path / "plan.json").is_file())
@@ -177,7 +172,6 @@ class _Run:
 
     def _lock(self, stack: ExitStack) -> list[Participant]:
         """Participants that are ours for this run; the others are another live run's."""
-        from tractode.bids.lock import ParticipantLock
 
         mine = []
         for participant in self.participants:
@@ -233,7 +227,6 @@ class _Run:
 
     def _part(self, participant: Participant, run_dir: Path) -> Any:
         """A participant's workflow, or ``None`` where it cannot be laid out; what was found unusable is recorded."""
-        from tractode.bids.manifest import Ledger
         from tractode.workflows.participant import init_participant_wf
 
         ledger = Ledger(self.settings.output_dir, participant.label, self.run_id)
@@ -254,7 +247,6 @@ class _Run:
 
     def _record(self, label: str, failure: Any) -> None:
         """A failure that left no error of its own in the ledger (a killed worker could not) gets one."""
-        from tractode.bids.manifest import Ledger
 
         ledger = Ledger(self.settings.output_dir, label, self.run_id)
         self.traces[f"{label}/{failure.step}"] = failure.text
@@ -263,9 +255,6 @@ class _Run:
 
     def _conclude(self, label: str) -> Outcome:
         """Verify a participant's files, write its manifest and its report: after a crash too."""
-        from tractode.bids.manifest import Ledger
-        from tractode.workflows.outcome import outcome
-        from tractode.workflows.report import write_report
 
         ledger = Ledger(self.settings.output_dir, label, self.run_id)
         ledger.close()

@@ -93,6 +93,11 @@ def make_plan(discovery: Any, settings: Settings, memory_limit_gb: float, notes:
     runs = tuple(
         _plan_run(participant, run, settings) for participant in discovery.participants for run in participant.runs
     )
+    failed = tuple(
+        RunPlan(participant.label, failure.name, (), problems=(failure.error,))
+        for participant in discovery.participants
+        for failure in participant.failures
+    )
     concurrent = max(1, settings.nprocs // settings.omp_nthreads)
     needs = sorted((run.memory_gb for run in runs), reverse=True)
     # With room for one step at a time the run is slower, not impossible: the least it needs is its largest step.

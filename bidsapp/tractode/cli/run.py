@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _report(_of_system(error), arguments, error)
     except Exception as error:
-        return _report(InternalError(f"{type(error).__name__}: {error}", id="E-BUG"), arguments, error)
+        return _report(_bug(error), arguments, error)
 
 
 def _run(arguments: list[str]) -> int:
@@ -54,6 +54,11 @@ def _run(arguments: list[str]) -> int:
     return run_participants(request)
 
 
+def _bug(error: BaseException) -> InternalError:
+    first = str(error).partition("\n")[0]
+    return InternalError(f"{type(error).__name__}: {first}", id="E-BUG")
+
+
 def _of_system(error: OSError) -> TractodeError:
     where = error.filename or None
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
@@ -65,7 +70,7 @@ def _of_system(error: OSError) -> TractodeError:
         )
     if error.errno == errno.ENOMEM:
         return OutOfMemoryError(f"Memory ran out ({error.strerror})", id="E-MEM-MAIN", fix="give more memory")
-    return InternalError(f"{type(error).__name__}: {error}", id="E-BUG")
+    return _bug(error)
 
 
 def _report(error: TractodeError, arguments: list[str], cause: BaseException | None = None) -> int:

@@ -103,7 +103,7 @@ class FailureRecorder:
         lines = trace.splitlines(keepends=True) if isinstance(trace, str) else list(trace)
         failure = (result or {}).get("failure") or Failure(
             node.fullname,
-            _step_of(node),
+            step_of(node),
             "".join(lines),
             estimate_gb=_estimate(node),
             limit_gb=float(getattr(self, "memory_gb", 0.0)),
@@ -168,7 +168,7 @@ class WatchdogPlugin(FailureRecorder, MultiProcPlugin):
             return None
         failure = Failure(
             task.node.fullname,
-            _step_of(task.node),
+            step_of(task.node),
             f"The worker process died with exit code {task.process.exitcode}.\n",
             exit_code=task.process.exitcode if task.process.exitcode is not None else -signal.SIGKILL,
             peak_gb=task.peak_gb,
@@ -270,7 +270,7 @@ def _resident_gb(pid: int) -> float:
     return 0.0
 
 
-def _step_of(node: Node) -> str:
+def step_of(node: Node) -> str:
     """The name of the ledger's step that a node runs."""
     return str(getattr(node.inputs, "step", "") or node.name)
 
