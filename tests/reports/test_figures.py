@@ -90,7 +90,7 @@ def test_a_glyph_is_long_along_its_direction_and_has_its_colour(view: View) -> N
         coefficients = (
             one_direction(grid, (direction[0], direction[1], direction[2])).coeffs[:, 0, 0, 0].reshape(1, 1, -1)
         )
-        scale = figures_glyphs.amplitude_scale(Image(grid, one_direction(grid, (1.0, 0.0, 0.0)).coeffs), 8)
+        scale = figures_glyphs.amplitude_scale(one_direction(grid, (1.0, 0.0, 0.0)))
         picture, cover = render(coefficients, 8, view, 1.0, scale, 64)
         rows, columns = np.argwhere(cover > 0.5).std(0)
         assert (columns > 2 * rows) if axis == view.across else (rows > 2 * columns)

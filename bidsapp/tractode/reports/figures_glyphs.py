@@ -35,13 +35,10 @@ def fod_glyphs(
     box = box_of(background, mask, margin=2.0)
     centre = box.centre if at is None else at
     spacing = float(np.mean(field.grid.voxel_sizes))
-    coefficients = _masked(field, mask)
-    scale = amplitude_scale(coefficients, field.order)
+    scale = amplitude_scale(field, mask)
     reportlets = []
     for view in VIEWS:
-        picture, position = _glyph_plane(
-            coefficients, field.order, background, mask, box, view, centre[view.normal], spacing, scale
-        )
+        picture, position = _glyph_plane(field, background, mask, box, view, centre[view.normal], spacing, scale)
         caption = (
             f"{view.name.capitalize()} plane at {view.coordinate} = {position:.0f} mm seen from {view.seen_from}; one glyph each {spacing:.1f} mm, "
             "all at one scale. The radius along a direction is the fibre orientation density there; colour: red left–right, green "
@@ -56,27 +53,22 @@ def fod_glyphs(
     return reportlets
 
 
-def amplitude_scale(coefficients: Image, order: int) -> float:
+def amplitude_scale(field: ShField, mask: Image | None = None) -> float:
     """The amplitude that fills a voxel: the 90th percentile of the voxels' largest amplitudes."""
-    flat = coefficients.values.flatten(1).mT
-    flat = flat[flat[:, 0] > 0]
-    if len(flat) == 0:
+    inside = field.coeffs[0] > 0
+    if mask is not None and mask.grid.matches(field.grid):
+        inside = inside & mask.mask.to(inside.device)
+    chosen = inside.nonzero()
+    if len(chosen) == 0:
         return 1.0
-    flat = flat[:: max(1, len(flat) // 20_000)]
-    largest = (flat @ basis(sphere.directions(200).to(flat), order).mT).amax(1)
+    i, j, k = chosen[:: max(1, len(chosen) // 20_000)].unbind(-1)
+    flat = field.coeffs[:, i, j, k].mT.detach().cpu().to(torch.float32)
+    largest = (flat @ basis(sphere.directions(200).to(flat), field.order).mT).amax(1)
     return max(float(torch.quantile(largest, 0.90)), 1e-12)
 
 
-def _masked(field: ShField, mask: Image | None) -> Image:
-    values = field.coeffs.detach().cpu().to(torch.float32)
-    if mask is not None and mask.grid.matches(field.grid):
-        values = values * mask.mask.cpu()
-    return Image(field.grid, torch.nan_to_num(values))
-
-
 def _glyph_plane(
-    coefficients: Image,
-    order: int,
+    field: ShField,
     background: Image,
     mask: Image | None,
     box: Box,
@@ -92,7 +84,7 @@ def _glyph_plane(
     high[view.across] = low[view.across] + columns * spacing
     high[view.up] = low[view.up] + rows * spacing
     plane = Plane(view, position, Box((low[0], low[1], low[2]), (high[0], high[1], high[2])))
-    glyphs, cover = render(_on_plane(coefficients, plane, spacing), order, view, toward_viewer(view), scale, cell)
+    glyphs, cover = render(_on_plane(field, mask, plane, spacing), field.order, view, toward_viewer(view), scale, cell)
     shown = cut(background, plane, spacing / cell)[..., 0].numpy()
     height, width = cover.shape
     backdrop = np.zeros((height, width, 3))
@@ -107,6 +99,7 @@ def _glyph_plane(
     return encode(figure, 82), position
 
 
-def _on_plane(coefficients: Image, plane: Plane, spacing: float) -> Float[Tensor, "h w l"]:
-    """Coefficients interpolated at the cells' centres; voxels half outside the mask are left out."""
-    return cut(coefficients, plane, spacing)
+def _on_plane(field: ShField, mask: Image | None, plane: Plane, spacing: float) -> Float[Tensor, "h w l"]:
+    """Coefficients interpolated at the cells' centres, 0 where more than half is outside the mask."""
+    values = torch.nan_to_num(cut(Image(field.grid, field.coeffs), plane, spacing))
+    return values if mask is None else values * (cut(mask, plane, spacing) > 0.5)

@@ -47,7 +47,7 @@ def flicker(
     sheet = rows_sheet(_shown(fixed, mask), columns, 1400)
     pictures = [
         (fixed_name, _picture(sheet, fixed, contours, mask)),
-        (moving_name, _picture(sheet, moving, contours, None)),
+        (moving_name, _picture(sheet, moving, contours, mask)),
     ]
     lines = " ".join(f"{_COLOUR_NAMES.get(colour, colour).capitalize()} line: {what}." for _, colour, what in contours)
     said = (

@@ -15,7 +15,7 @@ from tractode.reports.canvas import ColourScale, Sheet, draw_sheet, encode, new_
 from tractode.reports.planes import box_of, cut
 from tractode.reports.reportlet import Reportlet, stem
 
-NEUROLOGICAL = "Slices are cut along the scanner's axes; the patient's left (L) is on the left; positions in mm."
+NEUROLOGICAL = "Slices are cut along the axes of the scanner or the template; the patient's left (L) is on the left; positions in mm."
 
 # Display windows in the map's own units, chosen once so that pictures of two people can be compared.
 _WINDOWS: dict[str, tuple[float, float, str, str, float]] = {

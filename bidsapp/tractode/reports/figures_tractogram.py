@@ -32,6 +32,7 @@ def static_views(
     run: str = "",
     section: str = "tractogram",
     desc: str = "tractogram",
+    title: str = "Tractogram",
     n_total: int | None = None,
     max_streamlines: int = 10_000,
     slab: float = 3.0,
@@ -58,10 +59,10 @@ def static_views(
     )
     return [
         _reportlet(
-            sheet, whole, stem(run, desc, "tractogram"), section, "Tractogram from three sides", sides, run, False
+            sheet, whole, stem(run, desc, "tractogram"), section, f"{title} from three sides", sides, run, False
         ),
         _reportlet(
-            sheet, sliced, stem(run, f"{desc}slabs", "tractogram"), section, "Tractogram on slices", slabs, run, True
+            sheet, sliced, stem(run, f"{desc}slabs", "tractogram"), section, f"{title} on slices", slabs, run, True
         ),
     ]
 
