@@ -216,7 +216,7 @@ def test_an_unfetched_t1w_fails_every_run_that_needs_it(dataset: Path) -> None:
         (b'{"EchoTime": true}', "EchoTime"),
         (b'{"EchoTime": 0.1, "EchoTime": 0.2}', "twice"),
         (b"[" * 100_000, "deep"),
-        (b'{"Note": "20 \xb0"}', "Byte 13"),
+        (b'{"Note": "20 \xb0"}', "byte 13"),
     ],
 )
 def test_bad_sidecars_name_file_and_place(dataset: Path, content: bytes, words: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -128,17 +127,17 @@ def _tracker_text(tracker: Mapping[str, Any]) -> str:
     count = tracker.get("n_streamlines")
     number = f"{count:,} streamlines were" if isinstance(count, int) else "Streamlines were"
     settings = []
-    if (step := tracker.get("step_mm")) is not None:
+    if (step := tracker.get("StepSize")) is not None:
         settings.append(f"steps of {step:g} mm")
-    if (angle := tracker.get("angle")) is not None:
-        settings.append(f"at most {math.degrees(angle):.0f}° between steps")
-    if (cutoff := tracker.get("cutoff")) is not None:
+    if (angle := tracker.get("MaximumAngle")) is not None:
+        settings.append(f"at most {angle:.0f}° between steps")
+    if (cutoff := tracker.get("CutoffAmplitude")) is not None:
         settings.append(f"amplitude above {cutoff:g}")
     listed = f" ({', '.join(settings)})" if settings else ""
     if str(tracker.get("method", "")).lower() == "sdstream":
         return (
             f"{number} asked for by deterministic tracking along the peaks of the orientation distribution, SD_STREAM "
-            f"{_cite('tournier2012')}, from random seeds in the brain mask{listed}."
+            f"{_cite('tournier2012')}, from random seeds{listed}."
         )
     return f"{number} asked for with the method {tracker.get('method')}{listed}."
 
@@ -189,7 +188,7 @@ def _distinct(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             item.get("label"),
             item.get("method"),
             item.get("FitMethod"),
-            item.get("step_mm"),
+            item.get("StepSize"),
             item.get("n_streamlines"),
         )
         if mark not in seen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ QUERIES: Mapping[str, dict[str, Any]] = {
 }
 # Queries of other apps: a filter file may be shared with them.
 FOREIGN_QUERIES = frozenset({"asl", "bold", "flair", "m0scan", "pet", "roi", "sbref", "t2star"})
+
+
+def pybids_config() -> Path:
+    """A pybids configuration with the entities that it does not know yet (``track``, ``tract``, ``param`` …).
+
+    ``BIDSLayout(output_dir, validate=False, config=["bids", "derivatives", pybids_config()])`` then answers
+    ``layout.get(param="fa")``.
+    """
+    return Path(str(files("tractode.bids").joinpath("spec", "pybids.json")))
 
 
 class Index:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import tractode
 from tractode.bids.spec_files import load
@@ -16,6 +16,8 @@ from tractode.bids.spec_files import load
 RAW = "raw"
 
 
+@runtime_checkable
+@runtime_checkable
 class _Map(Protocol):
     """What a `tractode.contracts.MapSpec` says of a map."""
 
@@ -38,7 +40,7 @@ def bids_uri(path: Path | str, bids_dir: Path | None) -> str:
                 return f"bids:{RAW}:{path.relative_to(root).as_posix()}"
     # Our own outputs all lie in a participant's folder, so the output folder itself need not be known.
     starts = [i for i, part in enumerate(path.parts[:-1]) if part.startswith("sub-")]
-    inside = Path(*path.parts[starts[0] :]) if starts else Path(path.name)
+    inside = Path(*path.parts[starts[-1] :]) if starts else Path(path.name)
     return f"bids::{inside.as_posix()}"
 
 
@@ -128,14 +130,14 @@ def tractogram_sidecar(
 ) -> dict[str, Any]:
     """Sidecar of a tractogram with every REQUIRED key of BEP046.
 
-    ``parameters`` holds the tracker's plain facts: ``step_mm`` (mm), ``angle`` (rad between steps), ``cutoff`` (amplitude),
-    ``min_length`` and ``max_length`` (mm), optionally ``interpolation`` and ``integration_order``; what is missing is written
-    as null, what is more is kept under ``Parameters``. The drafts's seeds and streamlines are counts.
+    ``parameters`` holds the tracker's plain facts (its ``parameters(grid)``): ``StepSize``, ``MinimumLength`` and
+    ``MaximumLength`` in mm, ``MaximumAngle`` between steps in degrees, ``CutoffAmplitude``. What a tracker does not say
+    is written as null; everything it says is kept under ``Parameters``.
     """
-    step, angle = parameters.get("step_mm"), parameters.get("angle")
-    degrees = None if angle is None else round(math.degrees(angle), 6)
-    # The circle whose chord between two steps turns by the largest angle allowed.
-    radius = None if step is None or not angle else round(step / (2 * math.sin(angle / 2)), 6)
+    step, degrees = parameters.get("StepSize"), parameters.get("MaximumAngle")
+    # The circle on which chords of one step turn by the largest angle allowed.
+    radius = None if not step or not degrees else round(step / (2 * math.sin(math.radians(degrees) / 2)), 6)
+    degrees = None if degrees is None else round(degrees, 6)
     masks = [bids_uri(mask, bids_dir)]
     content = _common("Streamlines, points in RAS+ millimetres", sources, bids_dir)
     content["StreamlineSeeding"] = {
@@ -147,10 +149,10 @@ def tractogram_sidecar(
     content["StreamlinePropagation"] = {
         "Algorithm": dict(load("sidecars")["trackers"].get(track, {"Name": track, "Description": track, "URL": ""})),
         "AnglePerStep": degrees,
-        "Interpolation": parameters.get("interpolation", "Linear"),
-        "InterpolationOrder": parameters.get("interpolation_order", 1),
+        "Interpolation": parameters.get("Interpolation", "Linear"),
+        "InterpolationOrder": parameters.get("InterpolationOrder", 1),
         "MinimumRadius": radius,
-        "IntegrationOrder": parameters.get("integration_order", 1),
+        "IntegrationOrder": parameters.get("IntegrationOrder", 1),
         "Source": bids_uri(sources[0], bids_dir) if sources else None,
         "StepSize": step,
         "AttemptsPerVertex": 1,
@@ -162,14 +164,14 @@ def tractogram_sidecar(
         "MinimumRadius": radius,
         "Masks": masks,
         "SatisfiedAllAcceptance": False,
-        "MaximumLength": parameters.get("max_length"),
+        "MaximumLength": parameters.get("MaximumLength"),
     }
     content["StreamlineAcceptanceCriteria"] = {
         "InclusionRegions": [],
         "OrderedInclusionRegions": [],
         "ExclusionRegions": [],
-        "MinimumLength": parameters.get("min_length"),
-        "MaximumLength": parameters.get("max_length"),
+        "MinimumLength": parameters.get("MinimumLength"),
+        "MaximumLength": parameters.get("MaximumLength"),
         "AnatomicalSegmentation": None,
     }
     content["StreamlineReconstructionDensity"] = {
@@ -184,10 +186,10 @@ def tractogram_sidecar(
 def _amplitude(
     parameters: Mapping[str, Any], sources: Sequence[Path | str], bids_dir: Path | None
 ) -> list[dict[str, Any]]:
-    if parameters.get("cutoff") is None:
+    if parameters.get("CutoffAmplitude") is None:
         return []
     source = bids_uri(sources[0], bids_dir) if sources else None
-    return [{"Metric": "amplitude", "Source": source, "Threshold": parameters["cutoff"]}]
+    return [{"Metric": "amplitude", "Source": source, "Threshold": parameters["CutoffAmplitude"]}]
 
 
 def preproc_sidecar(

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tractode.errors import ResourceUnavailableError, UsageError
-
-if TYPE_CHECKING:
-    from tractode.fields import Image
+from tractode.fields import Image
 
 BUILT_IN = "MNI152NLin2009aSym"
 # Enough for the registration, and what the usual dwi voxel asks for; used where no `:res-` is given and it exists.
@@ -125,7 +123,6 @@ def load_template(template: Template, contrast: str = "T1w") -> TemplateImages:
     contrast
         ``T1w``, or ``T2w`` / ``b0`` for the T2w image where the template has one (else its T1w).
     """
-    from tractode.fields import Image
     from tractode.io.builtin_template import load_builtin
     from tractode.io.nifti import read_image
 

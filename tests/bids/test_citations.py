@@ -1,0 +1,71 @@
+"""Methods text: says what ran, cites what it names, and nothing that did not run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tractode.bids import citations
+from tractode.models import MODELS
+from tractode.tracking import TRACKERS
+
+FACTS = {
+    "models": [{"label": "tensor", "FitMethod": "wls"}, {"label": "tensor", "FitMethod": "wls"}, {"label": "csd"}],
+    "trackers": [
+        {"method": "sdstream", "n_streamlines": 100_000, "StepSize": 0.25, "MaximumAngle": 60.0, "CutoffAmplitude": 0.1}
+    ],
+    "templates": ["MNI152NLin2009aSym"],
+    "keys": ["Basser1994", "tournier2007", "tournier2012"],
+}
+
+
+@pytest.mark.parametrize("registry", [MODELS, TRACKERS])
+def test_every_method_cites_a_work_that_is_known(registry) -> None:
+    for name in registry:
+        assert citations.reference(registry[name].citation)["doi"].startswith("10.")
+
+
+def test_text_names_what_ran_once() -> None:
+    text = citations.boilerplate(FACTS)
+    assert text.count("weighted least squares") == 1
+    assert "100,000 streamlines" in text
+    assert "steps of 0.25 mm, at most 60° between steps, amplitude above 0.1" in text
+    assert "*MNI152NLin2009aSym* (Fonov et al., 2011; Abraham et al., 2014)" in text
+    assert "no correction of distortion" in text
+
+
+def test_what_did_not_run_is_not_cited() -> None:
+    text = citations.boilerplate({})
+    for name in ("Basser", "Tournier", "Heinrich", "Ciric", "Fonov"):
+        assert name not in text
+
+
+def test_every_citation_in_the_text_is_in_the_list() -> None:
+    keys = citations.citation_keys(FACTS)
+    text, listed = citations.boilerplate(FACTS).split("## References")
+    for key in keys:
+        work = citations.reference(key)
+        author, year = work["author"].partition(",")[0], work["year"]
+        assert f"{author} et al., {year}" in text
+        assert work["doi"] in listed
+    assert text.count(" et al., ") >= len(keys)
+
+
+def test_files(tmp_path: Path) -> None:
+    text = citations.boilerplate({**FACTS, "trackers": [{"method": "<script>alert(1)</script>"}]})
+    md, bib, page = citations.write_citations(tmp_path / "logs", citations.citation_keys(FACTS), text)
+    assert md.read_text() == text
+    assert bib.read_text().count("@article{") + bib.read_text().count("@inproceedings{") == len(
+        citations.citation_keys(FACTS)
+    )
+    assert "doi = {10.1002/ima.22005}" in bib.read_text()
+    html = page.read_text()
+    assert "<script>" not in html
+    assert '<a href="https://doi.org/10.1002/ima.22005">' in html
+    assert "<em>MNI152NLin2009aSym</em>" in html
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == [
+        "CITATION.bib",
+        "CITATION.html",
+        "CITATION.md",
+    ]
