@@ -24,8 +24,9 @@ ASCENT_TOLERANCE = 1e-4  # rad
 NEWTON_REACH = 0.1  # rad, Newton's step is trusted below this
 NEWTON_FINISH = 1e-3  # rad, below this Newton's step ends any ascent
 # trace² / determinant of a 2×2 matrix with eigenvalue ratio r is r + 2 + 1/r; the ascent's error shrinks by at least
-# (r − 1)/(r + 1) a step, so up to r = 5.8 it converges well within 50 steps, and to the same peak as Newton.
-WELL_ROUNDED = 8.0
+# (r − 1)/(r + 1) a step. Measured against tckgen on a real scan: up to r = 2.6 Newton's step changes no line (97.5 % of
+# lines alike with it, 98 % without), up to r = 5.8 it does (94 %).
+WELL_ROUNDED = 5.0
 LANES = 64  # columns come in multiples of this: every element then goes through the same vector instructions
 
 
