@@ -305,7 +305,7 @@ def compressed_named_nii(run: Run) -> None:
     run.save_image()
 
 
-@bad("I07", "E-IMG-SHORT", "the header announces")
+@bad("I07", "E-IMG-SIZE", "the header announces")
 def nii_shorter_than_header(run: Run) -> None:
     _uncompressed(run)
     run.nii.write_bytes(run.image_bytes()[:-100])
@@ -720,7 +720,7 @@ def huge_dimensions(run: Run) -> None:
     run.reset(dim=[4, 30000, 30000, 30000, 100, 1, 1, 1])
 
 
-@bad("I27", "E-IMG-SHORT", "cannot hold more than")
+@bad("I27", "E-IMG-SIZE", "cannot hold more than")
 def huge_dimensions_uncompressed(run: Run) -> None:
     _uncompressed(run)
     run.header["dim"] = [4, 30000, 30000, 30000, 100, 1, 1, 1]

@@ -258,3 +258,23 @@ def test_provenance_of_the_frame(oblique_affine):
     assert "6.0°" in notes[1].message
     straight = ImageGrid((8, 8, 8), torch.diag(torch.tensor([2.0, 2, 2, 1])), "sub-01_dwi")
     assert provenance_notes({}, straight, bvec) == []
+
+
+def test_no_text_makes_the_reader_crash(tmp_path):
+    """Bytes of a good table changed at random: read, or refused with an error of ours; never another exception."""
+    bvals, vectors = table()
+    bval, bvec = save(tmp_path, bvals, vectors)
+    whole, rng, refused = bvec.read_bytes(), np.random.default_rng(8), 0
+    for _ in range(120):
+        raw = bytearray(whole)
+        for position in rng.integers(0, len(raw), rng.integers(1, 4)):
+            raw[position] = rng.choice(np.frombuffer(b" ,;.-+e\n\r\t#0123456789nN\0\xef\xbb", np.uint8))
+        bvec.write_bytes(raw)
+        try:
+            gtab, _ = read_gradients(bval, bvec, torch.eye(4), len(bvals))
+        except InputDataError:
+            refused += 1
+            continue
+        norms = gtab.bvecs[1:].norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones_like(norms))
+    assert 20 < refused < 120

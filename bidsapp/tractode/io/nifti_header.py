@@ -53,10 +53,9 @@ def read_header(source: ByteSource) -> Header:
     dtype = _data_type(fields, path)
     header = Header(_shape(fields, path), dtype, _offset(fields, n_read, path), *_scaling(fields, path), fields)
     if header.offset + header.n_bytes > source.largest_size:
-        id = "E-IMG-SIZE" if source.is_compressed else "E-IMG-SHORT"
         raise InputDataError(
             f"the header announces {_dimensions(header.shape)} voxels of {dtype.name}, {header.offset + header.n_bytes} bytes, and a file of {path.stat().st_size} bytes cannot hold more than {source.largest_size}",
-            id=id, path=path, needed="a header that agrees with the file's size", fix=_RECONVERT,
+            id="E-IMG-SIZE", path=path, needed="a header that agrees with the file's size", fix=_RECONVERT,
         )  # fmt: skip
     return replace(header, has_uncounted_extension=_skip_extensions(source, header, n_read))
 
