@@ -18,15 +18,17 @@ import pytest
 FAKE_APP = Path(__file__).with_name("fake_app.py")
 
 
-def make_run(bids: Path, label: str, run: str = "", n_directions: int = 12, seed: int = 0) -> Path:
+def make_run(
+    bids: Path, label: str, run: str = "", n_directions: int = 12, shape: tuple[int, int, int] = (6, 5, 4)
+) -> Path:
     """A dwi run of noise on an oblique, left-handed grid: enough for whatever looks at headers and tables."""
     folder = bids / f"sub-{label}" / "dwi"
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     vectors = rng.normal(size=(n_directions, 3))
     vectors = np.vstack([np.zeros(3), vectors / np.linalg.norm(vectors, axis=1, keepdims=True)])
     affine = np.array([[-2.0, 0.1, 0, 31], [0.1, 2.0, 0.2, -17], [0, -0.2, 2.0, 4], [0, 0, 0, 1]])
-    image = nib.Nifti1Image(rng.integers(1, 500, (6, 5, 4, n_directions + 1)).astype(np.int16), affine)
+    image = nib.Nifti1Image(rng.integers(1, 500, (*shape, n_directions + 1)).astype(np.int16), affine)
     image.header.set_xyzt_units("mm", "sec")
     stem = folder / f"sub-{label}{run and '_run-' + run}_dwi"
     nib.save(image, f"{stem}.nii.gz")

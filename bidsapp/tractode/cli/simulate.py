@@ -28,6 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from tractode.cli import environment
 
         environment.prepare()
+        # Sums round differently for different numbers of threads; one thread gives the same bytes everywhere.
+        environment.set_threads(1)
+        import torch
+
+        torch.set_num_threads(1)  # in case something imported it before
         from tractode.workflows.simulate import write_dataset
 
         labels = write_dataset(
