@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tractode.errors import LockedError
 from tractode.io.atomic import atomic_path
@@ -44,7 +44,7 @@ class ParticipantLock:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ParticipantLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _guarded(self.path.parent):
             found = _read(self.path)
