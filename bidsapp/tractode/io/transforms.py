@@ -211,8 +211,7 @@ def write_x5(path: Path, transform: Transform, reference: ImageGrid) -> None:
     x5.to_filename(path, nodes)
     with h5py.File(path, "r+") as file:
         chain = file.create_group("TransformChain")
-        # nitransforms applies the last node of the path first.
-        chain.create_dataset("0", data="/".join(str(n) for n in reversed(range(len(nodes)))))
+        chain.create_dataset("0", data="/".join(str(n) for n in range(len(nodes))))
 
 
 def _x5_affine(part: Affine, reference: ImageGrid) -> x5.X5Transform:
@@ -256,8 +255,7 @@ def read_x5(path: Path, source: str, target: str) -> Transform:
         nodes = x5.from_filename(path)
         with h5py.File(path, "r") as file:
             order = file["TransformChain"]["0"][()].decode() if "TransformChain" in file else None
-        # With no chain the nodes are in the order in which points meet them.
-        picked = nodes if order is None else [nodes[int(n)] for n in reversed(order.split("/"))]
+        picked = nodes if order is None else [nodes[int(n)] for n in order.split("/")]
         found = [_from_x5(node) for node in picked]
     except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
         raise _unreadable(path, error) from error

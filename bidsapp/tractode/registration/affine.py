@@ -57,8 +57,8 @@ class AffineSettings:
         Masks are widened by this much (mm): the edge of the brain is most of what says where it is.
     search_margin
         The same for the search where both images have a mask; everything outside the masks is 0 there.
-    prior_sd
-        Standard deviation of the prior on logarithmic scales and on shears.
+    size_sd, shape_sd
+        Standard deviations of the prior on the logarithm of the size, and on logarithmic strains that keep it.
     prior_weight
         Weight of that prior against the normalised mutual information.
     """
@@ -74,7 +74,8 @@ class AffineSettings:
     finalists: int = 3
     margin: float = 3.0
     search_margin: float = 15.0
-    prior_sd: float = 0.15
+    size_sd: float = 0.2
+    shape_sd: float = 0.07
     prior_weight: float = 0.01
     iterations: int = 40
     seed: int = 0
@@ -269,12 +270,15 @@ def local_matrix(parameters: Float[Tensor, " p"], centre: Float[Tensor, " 3"]) -
 
 
 def _prior(matrix: Float[Tensor, "4 4"], settings: AffineSettings) -> Float[Tensor, ""]:
-    """Half the squared logarithmic strain over its standard deviation."""
-    # log of singular values without an SVD, whose gradient fails at equal values: for strains this small the
-    # logarithm of AᵀA is its second-order series.
+    """Half the squared logarithmic strain over its standard deviations: of size, and of shape."""
+    # Without an SVD, whose gradient fails at equal values: for strains this small the second-order series of half the
+    # logarithm of AᵀA will do.
     gram = matrix[:3, :3].mT @ matrix[:3, :3] - torch.eye(3, dtype=matrix.dtype)
     strain = 0.5 * gram - 0.25 * gram @ gram
-    return 0.5 * settings.prior_weight * (strain / settings.prior_sd).square().sum()
+    size = strain.diagonal().mean()
+    shape = strain - size * torch.eye(3, dtype=matrix.dtype)
+    squares = 3 * (size / settings.size_sd) ** 2 + (shape / settings.shape_sd).square().sum()
+    return 0.5 * settings.prior_weight * squares
 
 
 def _descend(
@@ -331,9 +335,9 @@ def _starts(level: _Level, scale: float, n: int) -> list[Float[Tensor, "4 4"]]:
     """The best poses of one size that lie well apart."""
     ranked = _rank(level, _pitched(level, scale))
     turned = [
-        matrix @ local_matrix(_turn(0, yaw, roll), level.fixed.centre)
+        matrix @ local_matrix(_turn(0.0, yaw, roll), level.fixed.centre)
         for matrix in _apart(ranked, level, 2 * n)
-        for yaw, roll in ((0, 0), (-20, 0), (20, 0), (0, -20), (0, 20))
+        for yaw, roll in ((0.0, 0.0), (-20.0, 0.0), (20.0, 0.0), (0.0, -20.0), (0.0, 20.0))
     ]
     return _apart(_rank(level, turned), level, n)
 
@@ -344,10 +348,10 @@ def _pitched(level: _Level, scale: float) -> list[Float[Tensor, "4 4"]]:
     pairs = [(fixed.centre, moving.centre), (_middle(fixed), _middle(moving)), (fixed.centre, fixed.centre)]
     shifts = [(0, 0, 0), (0, 0, 20), (0, 0, -20), (0, 0, 40), (0, 0, -40), (0, 20, 0), (0, -20, 0)]
     poses = []
-    for (source, target), shift, pitch in itertools.product(pairs, shifts, (-30, -15, 0, 15, 30)):
+    for (source, target), shift, pitch in itertools.product(pairs, shifts, (-30.0, -15.0, 0.0, 15.0, 30.0)):
         move = target - source + torch.tensor(shift, dtype=torch.float64)
         size = torch.tensor([_RADIUS * np.log(scale)], dtype=torch.float64)
-        pose = torch.cat([move, _turn(pitch, 0, 0)[3:], size])
+        pose = torch.cat([move, _turn(pitch, 0.0, 0.0)[3:], size])
         poses.append(local_matrix(pose if scale != 1 else pose[:6], source))
     return poses
 

@@ -1,0 +1,102 @@
+"""The flow found between a head and its copy under a known flow; the gate that judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tractode.evaluate.folding import certificate
+from tractode.evaluate.registration_quality import assess
+from tractode.fields import Affine, Chain, Flow, Image, ImageGrid, VelocityField
+from tractode.registration.optimise import Schedule, Stage, register
+from tractode.registration.svf import border_window, exponential, velocity_grid
+
+QUICK = Schedule((Stage(8.0, 16.0, 30), Stage(4.0, 8.0, 25)))
+
+
+def known_flow(grid: ImageGrid) -> Flow:
+    nodes = velocity_grid(grid, 8.0)
+    x, y, z = (nodes.centres(torch.float64) / 30).unbind(-1)
+    velocity = 4.0 * torch.stack([torch.sin(y + z), torch.cos(x - z), torch.sin(x + 0.5 * y)])
+    return Flow(VelocityField(nodes, (velocity * border_window(nodes.shape))[None]), "fixed", "moving")
+
+
+def error_mm(found: Flow | Chain | Affine, truth: Flow, mask: Image) -> float:
+    points = mask.grid.centres(torch.float64)[mask.mask]
+    return float((found.map(points) - truth.map(points)).norm(dim=-1).mean())
+
+
+def test_known_flow_is_found_and_nothing_folds(fixed: Image, fixed_mask: Image, moved: Callable) -> None:
+    truth = known_flow(fixed.grid)
+    moving = moved(truth, fixed.grid.renamed("moving"))
+    start = Affine(torch.eye(4, dtype=torch.float64), "fixed", "moving")
+    seen: list[tuple[int, int, float]] = []
+    found = register(
+        fixed, moving, initial=start, fixed_mask=fixed_mask, schedule=QUICK, progress=lambda *now: seen.append(now)
+    )
+    assert (found.source, found.target) == ("fixed", "moving")
+    assert isinstance(found.parts[0], Flow)
+    before, after = error_mm(start, truth, fixed_mask), error_mm(found, truth, fixed_mask)
+    assert before > 4
+    assert after < 0.35 * before
+    assert certificate(found, fixed.grid).is_diffeomorphic
+    assert certificate(found.inverse(), fixed.grid).is_diffeomorphic
+    assert len(seen) == 55
+    assert seen[-1][2] < seen[30][2]
+
+
+def test_result_that_would_fold_is_made_not_to(fixed: Image, moved: Callable) -> None:
+    """No smoothness asked for and huge steps: the certificate, not luck, must bring it back."""
+    truth = known_flow(fixed.grid)
+    moving = moved(truth, fixed.grid.renamed("moving"))
+    wild = Schedule((Stage(8.0, 8.0, 12),), step=6.0, weight=0.0, repeats=1)
+    start = Affine(torch.eye(4, dtype=torch.float64), "fixed", "moving")
+    found = register(fixed, moving, initial=start, schedule=wild)
+    assert certificate(found, fixed.grid).is_diffeomorphic
+
+
+@pytest.mark.parametrize("squarings", [6, 8])
+def test_exponential_of_a_linear_velocity(squarings: int) -> None:
+    """Scaling and squaring against the matrix exponential, near the middle of the grid."""
+    n = 25
+    axes = [torch.arange(n, dtype=torch.float64) - n // 2] * 3
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    generator = torch.tensor([[0.1, -0.2, 0.0], [0.2, -0.1, 0.1], [0.0, 0.1, 0.15]], dtype=torch.float64)
+    displacement = exponential((points @ generator.mT).movedim(-1, 0), squarings).movedim(0, -1)
+    middle = (slice(8, 17),) * 3
+    expected = points @ (torch.linalg.matrix_exp(generator) - torch.eye(3).double()).mT
+    # Euler's first step leaves an error of order 2^-squarings.
+    assert float((displacement - expected)[middle].abs().max()) < 8 / 2**squarings
+
+
+def test_velocity_grid_covers_the_image(fixed: Image) -> None:
+    nodes = velocity_grid(fixed.grid, 7.0, margin=20.0)
+    assert nodes.voxel_sizes == pytest.approx((7.0, 7.0, 7.0))
+    corners = torch.tensor([[0.0, 0, 0], [n - 1 for n in fixed.grid.shape]], dtype=torch.float64)
+    inside = nodes.to_voxel(fixed.grid.to_world(corners)) * 7.0
+    assert float(inside.min()) >= 20.0 - 1e-9
+    assert bool((inside[1] <= (torch.tensor(nodes.shape) - 1) * 7.0 - 20.0 + 1e-9).all())
+
+
+@pytest.mark.parametrize(
+    ("shift", "passes"),
+    [((0.0, 0, 0), True), ((0.0, 0.0, 45.0), False), ((12.0, 0.0, 0.0), False), ((400.0, 0, 0), False)],
+)
+def test_gate(
+    fixed: Image, fixed_mask: Image, moved: Callable, moved_mask: Callable, shift: tuple, passes: bool
+) -> None:
+    """The truth passes; brains apart, a wrong peak with much overlap, and nothing in view do not, and each says why."""
+    truth = Affine(torch.eye(4, dtype=torch.float64), "fixed", "moving")
+    target = fixed.grid.renamed("moving")
+    moving, mask = moved(truth, target), moved_mask(truth, target)
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, 3] = torch.tensor(shift)
+    verdict = assess(fixed, moving, Affine(matrix, "fixed", "moving"), fixed_mask, mask)
+    assert verdict.passed is passes
+    assert verdict.reason
+    assert verdict.record()["dice"] is not None
+    if passes:
+        assert verdict.dice > 0.98
+        assert verdict.nmi > verdict.nmi_disturbed
