@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
+
 from tractode.errors import SpaceMismatchError
 from tractode.evaluate.tractometer import BundleRegions, end_point_validity
 from tractode.fields import ImageGrid, Streamlines
@@ -32,7 +34,7 @@ def line(grid: ImageGrid, *corners: tuple[float, float, float]) -> torch.Tensor:
     points = torch.tensor(corners, dtype=torch.float64)
     parts = [
         torch.lerp(a, b, torch.linspace(0, 1, 60, dtype=torch.float64)[:, None])
-        for a, b in zip(points, points[1:], strict=False)
+        for a, b in itertools.pairwise(points)
     ]
     return grid.to_world(torch.cat(parts))
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from tractode.errors import SpaceMismatchError
 from tractode.evaluate.truth import direction_error, scalar_error, warp_error
 from tractode.fields import Affine

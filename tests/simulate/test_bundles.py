@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from tractode.fields import Image, Streamlines
 from tractode.io.builtin_template import load_builtin
 from tractode.simulate.bundles import bundle, courses, disk

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tractode.fields import ImageGrid, Streamlines
 from tractode.ops import sphere
 from tractode.ops import spherical_harmonics as sh

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from tractode.fields import GradientTable
 from tractode.ops import sphere
 from tractode.ops import spherical_harmonics as sh

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tractode.fields import ImageGrid
 from tractode.simulate.seeds import stream
 from tractode.simulate.warp import WarpSettings, participant_warp, tabulated

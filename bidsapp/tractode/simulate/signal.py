@@ -90,13 +90,13 @@ def predict(
     """
     order = _order(fod.shape[1])
     degree = sh.degrees(order) // 2
-    columns = []
+    columns, fod, tissues = [], fod.double(), tissues.double()
     directions = torch.where(gtab.is_b0[:, None], torch.tensor([0.0, 0, 1]).to(gtab.bvecs), gtab.bvecs)
     values = sh.basis(directions.double(), order)
     for b, row in zip(gtab.bvals.tolist(), values, strict=True):
-        fibres = fod.double() @ (row * fibre_response(b, model, order)[degree])
-        grey = model.s0_grey * math.exp(-b * model.grey) * tissues[:, 0].double()
-        csf = model.s0_csf * math.exp(-b * model.csf) * tissues[:, 2].double()
+        fibres = fod @ (row * fibre_response(b, model, order)[degree])
+        grey = model.s0_grey * math.exp(-b * model.grey) * tissues[:, 0]
+        csf = model.s0_csf * math.exp(-b * model.csf) * tissues[:, 2]
         columns.append(model.s0_white * fibres + grey + csf)
     return torch.stack(columns, dim=1)
 

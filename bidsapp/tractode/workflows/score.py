@@ -103,7 +103,7 @@ def _dti(output: Path, truth: Path, label: str) -> Record:
 
 def _tractogram(output: Path, truth: Path, label: str) -> Record:
     space = f"sub-{label}_dwi"
-    streamlines = read_tractogram(_one(output, label, "tractogram", ".trx"), space)
+    streamlines, _ = read_tractogram(_one(output, label, "tractogram", ".trx"), space)
     bundles = {}
     for path in sorted((truth / f"sub-{label}" / "dwi").glob(f"sub-{label}_tract-*_desc-bundle_mask.nii.gz")):
         name = path.name.split("_tract-")[1].split("_")[0]
