@@ -68,14 +68,15 @@ class DTI(SignalModel):
         return fitted / fitted.new_tensor([_B_SCALE] * 6 + [1.0])
 
     def _fit_tile(self, signal: Float[Tensor, "t n"], design: Float[Tensor, "n 7"]) -> Float[Tensor, "t 7"]:
+        dtype, signal = signal.dtype, signal.to(torch.float64)  # rounded once, at the end
         largest = signal.amax(-1, keepdim=True).clamp_min(torch.finfo(signal.dtype).tiny / _FLOOR)
         logs = torch.maximum(signal, _FLOOR * largest).log()
         ordinary = least_squares.ordinary(design, logs)
         if self.fit_method == "ols":
-            return ordinary
+            return ordinary.to(dtype)
         # The variance of a log signal is σ²/S²; the ordinary fit's S is less noisy than the measured one (Veraart 2013).
-        weights = (2 * (ordinary.to(torch.float64) @ design.mT - logs.amax(-1, keepdim=True))).exp()
-        return least_squares.weighted(design, logs, weights)
+        weights = (2 * (ordinary @ design.mT - logs.amax(-1, keepdim=True))).exp()
+        return least_squares.weighted(design, logs, weights).to(dtype)
 
     def to_maps(self, params: Float[Tensor, "v 7"]) -> dict[str, Float[Tensor, "v _"]]:
         tensor = params[:, :6]

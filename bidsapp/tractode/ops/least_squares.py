@@ -24,12 +24,14 @@ def in_tiles(
 
     A matrix product rounds differently for different numbers of rows; a fixed number makes each row's result its own.
     """
+    if not len(rows):
+        return function(rows.new_zeros(size, rows.shape[1]))[:0]
     parts = []
     for tile in rows.split(size):
         missing = size - len(tile)
         whole = tile if not missing else torch.cat([tile, tile[-1:].expand(missing, -1)])
         parts.append(function(whole)[: len(tile)])
-    return torch.cat(parts) if parts else function(rows.new_zeros(size, rows.shape[1]))[:0]
+    return torch.cat(parts)
 
 
 def ordinary(design: Float[Tensor, "n p"], data: Float[Tensor, "v n"]) -> Float[Tensor, "v p"]:

@@ -88,7 +88,7 @@ def candidate_fixes() -> dict[str, Float[Tensor, "3 3"]]:
     ``swapxy_flipz`` means: exchange rows x and y, then change the sign of the new z. ``cyclexyz`` takes the rows
     y, z, x as the new x, y, z, and ``cyclexzy`` the rows z, x, y.
     """
-    words = {
+    words: dict[tuple[int, ...], str] = {
         (0, 1, 2): "",
         (1, 0, 2): "swapxy",
         (2, 1, 0): "swapxz",
