@@ -8,8 +8,8 @@ import torch
 from tractode.errors import SpaceMismatchError
 from tractode.evaluate.folding import certificate
 from tractode.fields import Affine, Chain, Displacement, Flow, ImageGrid, Transform, VelocityField
-from tractode.fields.transform import resample
 from tractode.fields.image import Image
+from tractode.fields.transform import resample
 
 
 def smooth_vectors(points: torch.Tensor, size: float) -> torch.Tensor:

@@ -39,7 +39,11 @@ def error_mm(found: Affine, truth: Affine, mask: Image) -> float:
 
 
 @pytest.mark.parametrize(
-    ("shift", "degrees"), [((35.0, -12.0, 15.0), (25.0, 5.0, -8.0)), ((-5.0, 20.0, -30.0), (-10.0, -18.0, 22.0))]
+    ("shift", "degrees"),
+    [
+        ((35.0, -12.0, 15.0), (25.0, 5.0, -8.0)),
+        pytest.param((-5.0, 20.0, -30.0), (-10.0, -18.0, 22.0), marks=pytest.mark.slow),
+    ],
 )
 def test_rigid_found_from_afar_in_another_contrast(
     fixed: Image, fixed_mask: Image, moved: Callable, shift: tuple, degrees: tuple
@@ -120,7 +124,7 @@ def _sitk_rigid(fixed: Image, moving: Image) -> Affine:
     method.SetShrinkFactorsPerLevel([4, 2])
     method.SetSmoothingSigmasPerLevel([3, 1])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-    method.SetOptimizerAsGradientDescent(1.0, 200, 1e-7, 20)
+    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 200)
     method.SetOptimizerScalesFromPhysicalShift()
     transform = sitk.Euler3DTransform()
     transform.SetCenter(

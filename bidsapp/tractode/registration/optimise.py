@@ -168,7 +168,7 @@ class _Descent:
         weight: float,
         number: int,
         progress: Progress | None,
-    ) -> tuple[StationaryVelocity, Float[Tensor, "3 i j k"]]:
+    ) -> tuple[StationaryVelocity, Tensor]:
         """One stage of the descent, from the result of the stage before."""
         level = self.level(stage.voxel)
         device = level.moving.device

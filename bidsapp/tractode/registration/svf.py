@@ -86,7 +86,7 @@ class StationaryVelocity:
         to_voxel = self.grid.inverse_affine[:3, :3].to(velocity)
         return exponential(torch.einsum("ab,bijk->aijk", to_voxel, velocity), self.squarings)
 
-    def refined(self, parameters: Float[Tensor, "3 i j k"], other: StationaryVelocity) -> Float[Tensor, "3 i j k"]:
+    def refined(self, parameters: Float[Tensor, "3 i j k"], other: StationaryVelocity) -> Float[Tensor, "3 r s t"]:
         """Parameters of ``other`` (a finer grid) that give about the same velocity."""
         points = other.grid.centres(device=parameters.device)
         velocity = interpolate.sample(self.velocity(parameters), self.grid.to_voxel(points))
