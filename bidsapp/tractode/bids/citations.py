@@ -62,7 +62,7 @@ def citation_keys(facts: Mapping[str, Any]) -> list[str]:
     return sorted(keys)
 
 
-def write_citations(logs_dir: Path, keys: Iterable[str], text: str) -> tuple[Path, Path, Path]:
+def write_citations(logs_dir: Path, keys: Iterable[str], text: str, *, md_only: bool = False) -> tuple[Path, ...]:
     """Write ``CITATION.md``, ``.bib`` and ``.html`` (each replaced whole, so that parallel jobs leave no mixture).
 
     Parameters
@@ -71,12 +71,15 @@ def write_citations(logs_dir: Path, keys: Iterable[str], text: str) -> tuple[Pat
         Works for the ``.bib``, from `citation_keys`.
     text
         The Markdown of `boilerplate`.
+    md_only
+        Only the Markdown (``--md-only-boilerplate``).
     """
     paths = (logs_dir / "CITATION.md", logs_dir / "CITATION.bib", logs_dir / "CITATION.html")
     ordered = sorted({key.lower() for key in keys})
-    for path, content in zip(paths, (text, bibtex(ordered), to_html(text)), strict=True):
+    contents = {paths[0]: text} if md_only else dict(zip(paths, (text, bibtex(ordered), to_html(text)), strict=True))
+    for path, content in contents.items():
         write_text(path, content)
-    return paths
+    return tuple(contents)
 
 
 def bibtex(keys: Sequence[str]) -> str:

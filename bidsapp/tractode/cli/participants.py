@@ -259,7 +259,7 @@ class _Run:
         ledger = Ledger(self.settings.output_dir, label, self.run_id)
         ledger.close()
         try:
-            path = write_report(self.settings.output_dir, label)
+            path = write_report(self.settings.output_dir, label, md_only=self.settings.md_only_boilerplate)
             print(f"Report: {path}", flush=True)
         except TractodeError as error:
             ledger.record_error("report", error)

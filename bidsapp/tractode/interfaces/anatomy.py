@@ -35,7 +35,7 @@ class PrepareAnat(Step):
     input_spec: ClassVar[type] = PrepareAnatInputSpec
 
     def needs(self) -> list[Path]:
-        return [self.inputs.anat.path]
+        return [self.inputs.anat.path, *self.inputs.anat.sidecars]
 
     def parameters(self) -> dict[str, Any]:
         return {"assume_orientation": self.inputs.assume_orientation, "space": self.inputs.space}

@@ -37,7 +37,7 @@ class PrepareDwi(Step):
 
     def needs(self) -> list[Path]:
         run = self.inputs.run
-        return [run.path, run.bval, run.bvec]
+        return [run.path, run.bval, run.bvec, *run.sidecars]
 
     def parameters(self) -> dict[str, Any]:
         return {
@@ -49,7 +49,7 @@ class PrepareDwi(Step):
 
     def compute(self, writer: StepWriter) -> None:
         run, policy, job = self.inputs.run, self.inputs.policy, self.inputs.job
-        scan, notes = read_dwi(run.path, run.bval, run.bvec, f"{run.name}_dwi", policy)
+        scan, notes = read_dwi(run.path, run.bval, run.bvec, f"{run.name}_dwi", policy, metadata=run.metadata)
         reference = dwi_reference(scan)
         mask = brain_mask(reference)
         scan = DWI(scan.grid, scan.signal, scan.gtab, mask.mask)
@@ -134,8 +134,12 @@ class PrepareDwi(Step):
         writer.write("mrtrix-gradients", derivative(entities, extension=".b", **name), lambda path: write_mrtrix_gradients(scan.gtab, path))
 
 
+# What we wrote ourselves needs no judging again: its b=0 volumes have b-value 0 and nothing else has.
+_OURS = IngestPolicy(estimate_s0=True, b0_threshold=0.0)
+
+
 def load_scan(prepared: dict[str, str], space: str, device: str) -> DWI:
     """The scan a `PrepareDwi` wrote, masked, on the device."""
-    scan, _ = read_dwi(Path(prepared["dwi"]), Path(prepared["bval"]), Path(prepared["bvec"]), space, IngestPolicy(estimate_s0=True))
+    scan, _ = read_dwi(Path(prepared["dwi"]), Path(prepared["bval"]), Path(prepared["bvec"]), space, _OURS)
     mask, _ = read_image(Path(prepared["mask"]), space)
     return DWI(scan.grid, scan.signal.to(device), scan.gtab, mask.mask.to(device))

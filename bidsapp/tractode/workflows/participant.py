@@ -121,6 +121,7 @@ class _Builder:
             bval_from_norm=settings.bval_from_norm,
             estimate_s0=settings.estimate_s0,
             b0_threshold=settings.b0_threshold,
+            will_track=bool(settings.tracking),
         )
         prepare = PrepareDwi(
             run=run, policy=policy, accept_gradients=settings.accept_gradients, apply_gradient_fix=settings.apply_gradient_fix or ""
