@@ -33,8 +33,7 @@ def bundles(grid: ImageGrid) -> dict[str, BundleRegions]:
 def line(grid: ImageGrid, *corners: tuple[float, float, float]) -> torch.Tensor:
     points = torch.tensor(corners, dtype=torch.float64)
     parts = [
-        torch.lerp(a, b, torch.linspace(0, 1, 60, dtype=torch.float64)[:, None])
-        for a, b in itertools.pairwise(points)
+        torch.lerp(a, b, torch.linspace(0, 1, 60, dtype=torch.float64)[:, None]) for a, b in itertools.pairwise(points)
     ]
     return grid.to_world(torch.cat(parts))
 

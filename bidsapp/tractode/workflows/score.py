@@ -78,7 +78,7 @@ def _dti(output: Path, truth: Path, label: str) -> Record:
         for param in ("fa", "direction")
     )
     white = _image(_one(truth, label, "probseg", ".nii.gz", label="WM"), label)
-    brain = _image(_one(truth, label, "mask", ".nii.gz", desc="brain", folder="dwi"), label)
+    brain = _image(_one(truth, label, "mask", ".nii.gz", desc="brain", datatype="dwi"), label)
     single = _image(_one(truth, label, "mask", ".nii.gz", desc="singlefibre"), label)
     for image in (fa, direction):
         if not image.grid.matches(true_fa.grid, 0.05):
@@ -149,13 +149,19 @@ def _image(path: Path, label: str) -> Image:
 
 
 def _one(
-    folder: Path, participant: str, suffix: str, extension: str, *, optional: bool = False, **entities: str
+    folder: Path,
+    participant: str,
+    suffix: str,
+    extension: str,
+    *,
+    optional: bool = False,
+    datatype: str = "*",
+    **entities: str,
 ) -> Any:
     """The one file with these entities that is in the participant's own space and belongs to no single bundle."""
-    wanted = {key.removesuffix("_"): value for key, value in entities.items() if key != "folder"}
-    places = f"**/{entities['folder']}" if "folder" in entities else "**"
+    wanted = {key.removesuffix("_"): value for key, value in entities.items()}
     found = []
-    for path in sorted((folder / f"sub-{participant}").glob(f"{places}/*_{suffix}{extension}")):
+    for path in sorted((folder / f"sub-{participant}").glob(f"**/{datatype}/*_{suffix}{extension}")):
         parsed = parse(path)
         if parsed is None or parsed[1:] != (suffix, extension):
             continue
