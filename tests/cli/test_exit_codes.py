@@ -66,6 +66,8 @@ def test_0_complete_and_a_rerun(bids: Path, tmp_path: Path, app: App) -> None:
     assert is_complete(out, "01")
     assert (out / "sub-01.html").is_file()
     assert 'participants = [\n    "01",\n]' in (out / "logs/sub-01/settings.toml").read_text()
+    assert "tractode" in (out / "logs/CITATION.md").read_text()
+    assert (out / "logs/CITATION.bib").is_file()
     assert leftovers(out) == []
     assert not list((tmp_path / "work").glob("run-*")), "the work folder is emptied"
     assert app({"01": "ok"}, bids, out, "participant", "--participant-label", "01")[0] == 0
@@ -171,6 +173,15 @@ def test_a_parent_killed_outright_leaves_no_orphan_and_no_lasting_lock(
     assert has_ended(worker)
     assert app({"01": "ok"}, bids, out, "participant", "--participant-label", "01")[0] == 0
     assert leftovers(out) == []
+
+
+def test_validation_of_the_whole_can_be_skipped(bids: Path, tmp_path: Path, app: App) -> None:
+    (bids / "dataset_description.json").write_text("{")
+    words = [bids, tmp_path / "out", "participant", "--participant-label", "01"]
+    assert app({"01": "ok"}, *words)[0] == 65
+    assert not (tmp_path / "out").exists()
+    assert app({"01": "ok"}, *words, "--skip-bids-validation", "--md-only-boilerplate")[0] == 0
+    assert [path.name for path in (tmp_path / "out/logs").glob("CITATION*")] == ["CITATION.md"]
 
 
 def test_stop_on_first_crash(bids: Path, tmp_path: Path, app: App) -> None:

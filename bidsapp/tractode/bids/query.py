@@ -103,6 +103,7 @@ def find_participants(
     sessions: Sequence[str] = (),
     filters: Mapping[str, Any] | None = None,
     anat_modality: str = "T1w",
+    validate: bool = True,
 ) -> Discovery:
     """Everything to be processed, and everything that will not be.
 
@@ -114,6 +115,8 @@ def find_participants(
         The parsed file of ``--bids-filter-file``: query → pybids entities, null for none, ``"*"`` for any.
     anat_modality
         ``T1w``, ``T2w``, or ``none`` to leave the anatomy aside.
+    validate
+        Whether to look at the dataset's description and table of participants; what is used is always checked.
 
     Raises
     ------
@@ -131,9 +134,9 @@ def find_participants(
     # Normalised, links kept: the same text pybids makes of it.
     bids_dir = Path(os.path.abspath(bids_dir))
     available, ignored = participant_labels(bids_dir)
-    notes = check_description(bids_dir)
+    notes = check_description(bids_dir) if validate else []
     labels = choose_labels(participants, available)
-    notes += check_participants_table(bids_dir, available)
+    notes += check_participants_table(bids_dir, available) if validate else []
     wanted_sessions = tuple(dict.fromkeys(label.removeprefix("ses-") for label in sessions))
     index = Index(bids_dir, labels, filters or {})
     levels = Levels(bids_dir)

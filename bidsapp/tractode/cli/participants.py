@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tractode.bids.citations import boilerplate, citation_keys, write_citations
 from tractode.bids.dataset import write_description
 from tractode.bids.lock import ParticipantLock
 from tractode.bids.manifest import Ledger
@@ -33,7 +34,7 @@ from tractode.errors import (
 from tractode.io.atomic import TEMPORARY_PREFIX, write_text
 from tractode.settings import Settings
 from tractode.workflows.outcome import Outcome, outcome
-from tractode.workflows.report import write_report
+from tractode.workflows.report import methods, write_report
 
 
 def run_participants(request: Request) -> int:
@@ -59,13 +60,13 @@ def run_participants(request: Request) -> int:
 
 
 def _discover(settings: Settings) -> Discovery:
-
     return find_participants(
         settings.bids_dir,
         participants=settings.participants,
         sessions=settings.sessions,
         filters=settings.bids_filters,
         anat_modality=settings.anat_modality,
+        validate=not settings.skip_bids_validation,
     )
 
 
@@ -168,6 +169,7 @@ class _Run:
             with self._swept(mine):
                 self._compute(mine, run_dir)
             outcomes = [self._conclude(participant.label) for participant in mine]
+            _cite(self.settings, [participant.label for participant in mine])
         return self._verdict(outcomes)
 
     def _lock(self, stack: ExitStack) -> list[Participant]:
@@ -290,6 +292,17 @@ class _Run:
             )
             print(f"tractode: This is a bug of tractode. Crash bundle: {bundle}", file=sys.stderr)
         return verdict.exit_code([*codes, *(error.exit_code for error in self.locked.values())])
+
+
+def _cite(settings: Settings, labels: Sequence[str]) -> None:
+    """``logs/CITATION.*``: what to cite for what was used. Jobs that share a folder replace each other's, whole."""
+    ledgers = [Ledger(settings.output_dir, label) for label in labels]
+    facts = methods(record for ledger in ledgers for record in ledger.records())
+    logs_dir, text = settings.output_dir / "logs", boilerplate(facts)
+    if settings.md_only_boilerplate:
+        write_text(logs_dir / "CITATION.md", text)
+    else:
+        write_citations(logs_dir, citation_keys(facts), text)
 
 
 def _sweep(roots: Sequence[Path]) -> None:
