@@ -141,7 +141,10 @@ class NormaliseDwi(Step):
                 derivative(run.entities, extension=".json", **name),
                 _moved_sidecar(Path(outputs["tractogram"]), template),
             )
-            save_reportlets(writer, run.entities, [figures_tractogram.static_views(streamlines, background, name=f"{template}{track}", title=f"Streamlines in {template}")])
+            figures = figures_tractogram.static_views(
+                streamlines, background, run=run.name, desc=f"{template}{track}", title=f"Streamlines in {template}"
+            )
+            save_reportlets(writer, job.participant, figures)
 
 
 def on_grid(image: Image, grid: ImageGrid) -> Image:

@@ -105,7 +105,7 @@ class PrepareDwi(Step):
             writer.facts["gradients_used"] = "as read although the check failed, as asked with --accept-gradients"
             return scan
         raise InputDataError(
-            f"The gradient table does not fit the image: {verdict.summary}",
+            f"The gradient table does not fit the image: {verdict.reason}",
             id="E-GRAD-FRAME",
             path=self.inputs.run.bvec,
             needed="directions in the frame BIDS defines, so that neighbouring voxels' fibres line up",
