@@ -37,7 +37,7 @@ def build_parser(*, needs_positionals: bool = True) -> Parser:
         allow_abbrev=False,
         add_help=False,
     )
-    nargs = {} if needs_positionals else {"nargs": "?"}
+    nargs: dict[str, Any] = {} if needs_positionals else {"nargs": "?"}
     parser.add_argument("bids_dir", type=Path, help="root folder of the BIDS dataset; only read", **nargs)
     parser.add_argument("output_dir", type=Path, help="folder for derivatives and reports, outside bids_dir", **nargs)
     parser.add_argument("analysis_level", help="participant (or subject), group (or dataset)", **nargs)
