@@ -65,6 +65,7 @@ def test_coefficients_equal_those_of_mrtrix(
 
 
 @pytest.mark.reference
+@pytest.mark.filterwarnings("ignore:The legacy descoteaux07:PendingDeprecationWarning")
 def test_fods_agree_with_dipy_at_equal_order() -> None:
     from dipy.core.gradients import gradient_table
     from dipy.reconst.csdeconv import ConstrainedSphericalDeconvModel

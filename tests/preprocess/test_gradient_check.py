@@ -21,23 +21,29 @@ def _generator() -> torch.Generator:
 
 
 def _phantom(affine: torch.Tensor, fibre: str, snr: float = 20.0, n: int = 20, b: float = 1000.0) -> DWI:
-    """Fibres that circle an oblique axis (``curved``) or run along it (``straight``), or none (``isotropic``)."""
+    """Fibres in three rings (``curved``), all along one storage axis (``straight``), or none (``isotropic``)."""
     grid = ImageGrid(SHAPE, affine, "phantom")
     x = grid.centres(torch.float64) - grid.to_world((torch.tensor(SHAPE, dtype=torch.float64) - 1) / 2)
-    axis = torch.tensor([0.35, 0.8, 0.48], dtype=torch.float64)
-    axis = axis / axis.norm()
-    tangent = torch.linalg.cross(axis.expand_as(x), x)
-    direction = {"curved": tangent, "straight": affine[:3, 0].expand_as(x), "isotropic": tangent}[fibre]
+    # Three thin rings about three oblique axes. Thin, because what tells a right table from a wrong one is that a bundle
+    # goes on along its fibres and ends across them; three, because one ring turned by 90° about its axis is as coherent.
+    turn = torch.linalg.qr(torch.tensor([[0.8, 0.3, -0.5], [0.2, 0.9, 0.4], [0.6, -0.4, 0.7]], dtype=torch.float64)).Q
+    nearest = (x @ turn).abs().argmin(-1)
+    tangent = torch.linalg.cross(turn.mT[nearest], x)
+    in_ring = ((x @ turn).abs().amin(-1) < 4) & ((x.norm(dim=-1) - 19).abs() < 4)
+    direction = {"curved": tangent, "straight": affine[:3, 0].expand_as(x), "isotropic": 0 * x}[fibre]
     direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-9)
     directions = torch.cat([torch.zeros(2, 3), sphere.directions(n)]).double()
     is_b0 = directions.norm(dim=-1) == 0
     gtab = GradientTable(torch.where(is_b0, 0.0, b).double(), directions, is_b0)
-    along = 0.0 if fibre == "isotropic" else 1.4e-3
-    signal = (-gtab.bvals * (3e-4 + along * (direction @ gtab.bvecs.mT).square())).exp()
+    if fibre == "curved":
+        direction = direction * in_ring[..., None]
+    attenuation = 3e-4 + 1.4e-3 * (direction @ gtab.bvecs.mT).square()
+    attenuation = torch.where(direction.norm(dim=-1, keepdim=True) > 0.5, attenuation, 8e-4)
+    signal = (-gtab.bvals * attenuation).exp()
     noise = torch.randn(*signal.shape, 2, generator=torch.Generator().manual_seed(6), dtype=torch.float64) / snr
     signal = 500 * ((signal + noise[..., 0]).square() + noise[..., 1].square()).sqrt()
     radius = x.norm(dim=-1)
-    mask = (radius < 24) & (radius > 6)
+    mask = radius < 26
     return DWI(grid, signal.permute(3, 0, 1, 2).float(), gtab, mask)
 
 

@@ -203,9 +203,9 @@ def _refined(
             moved = d + a * u + b * v
             return (sh.basis(moved / moved.norm(dim=-1, keepdim=True), order) * fod).sum(-1)
 
-        centre = at(0, 0)
-        gradient = torch.stack([at(h, 0) - at(-h, 0), at(0, h) - at(0, -h)], -1) / (2 * h)
-        uu, vv = (at(h, 0) + at(-h, 0) - 2 * centre) / h**2, (at(0, h) + at(0, -h) - 2 * centre) / h**2
+        centre = at(0.0, 0.0)
+        gradient = torch.stack([at(h, 0.0) - at(-h, 0.0), at(0.0, h) - at(0.0, -h)], -1) / (2 * h)
+        uu, vv = (at(h, 0.0) + at(-h, 0.0) - 2 * centre) / h**2, (at(0.0, h) + at(0.0, -h) - 2 * centre) / h**2
         uv = (at(h, h) + at(-h, -h) - at(h, -h) - at(-h, h)) / (4 * h**2)
         determinant = uu * vv - uv**2
         concave = (uu < 0) & (determinant > 0)
