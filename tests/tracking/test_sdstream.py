@@ -69,7 +69,7 @@ def test_step_lengths_and_limits_are_those_of_mrtrix(oblique_affine: Tensor) -> 
     field, mask = straight(oblique_affine, direction, (150, 6, 6))
     centre = field.grid.to_world(torch.tensor([[75.0, 2.5, 2.5], [2.0, 2.5, 2.5]], dtype=DOUBLE))
     voxel = (2.0 * 2.3 * 2.6) ** (1 / 3)
-    lines = one(SDStream(), field, centre, mask)
+    lines = one(SDStream(), field, centre, mask, directions=direction.expand(2, 3))
     steps = lines[0].diff(dim=0).norm(dim=-1)
     assert torch.allclose(steps, torch.full_like(steps, 0.1 * voxel))
     # 100 voxels are 1,000 steps; tckgen adds points until there are 3 more than that.
