@@ -69,11 +69,13 @@ def test_step_lengths_and_limits_are_those_of_mrtrix(oblique_affine: Tensor) -> 
     field, mask = straight(oblique_affine, direction, (150, 6, 6))
     centre = field.grid.to_world(torch.tensor([[75.0, 2.5, 2.5], [2.0, 2.5, 2.5]], dtype=DOUBLE))
     voxel = (2.0 * 2.3 * 2.6) ** (1 / 3)
-    lines = one(SDStream(), field, centre, mask, directions=direction.expand(2, 3))
+    lines = one(SDStream(), field, centre, mask, directions=torch.stack((direction, -direction)))
     steps = lines[0].diff(dim=0).norm(dim=-1)
     assert torch.allclose(steps, torch.full_like(steps, 0.1 * voxel))
     # 100 voxels are 1,000 steps; tckgen adds points until there are 3 more than that.
     assert lines.n_points[0] == 1003
+    # A first half that reaches the limit still leaves one step to the second.
+    assert one(SDStream(), field, centre[1:], mask, directions=direction[None]).n_points[0] == 1004
     # The seed near the end of the image: one half ends at the image, the other at the limit; it is kept whole.
     ends = field.grid.to_voxel(lines[1][[0, -1]])[:, 0]
     assert float(ends.min()) > -0.5
