@@ -81,7 +81,9 @@ def test_fods_agree_with_dipy_at_equal_order() -> None:
     ours = CSD(gaussian_response(B, AXIAL, RADIAL, S0)).fit(signal, gtab) @ sh.basis(probes, 8).mT
     # DIPY also pulls up what lies below a tenth of the mean, so the amplitudes differ and the peaks must not.
     angle = torch.rad2deg(sphere.angle(probes[theirs.argmax(-1)], probes[ours.argmax(-1)]))
-    assert float(angle.quantile(0.9)) < 7
+    # The 400 probes are some 8° apart: at most one step.
+    assert float(angle.median()) < 1
+    assert float(angle.quantile(0.9)) < 8.5
     correlation = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(ours, theirs, strict=True)])
     assert float(correlation.median()) > 0.97
 

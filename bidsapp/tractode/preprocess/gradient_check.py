@@ -282,22 +282,33 @@ def _block_scores(
     block_id = (block[:, 0] * extent[1] + block[:, 1]) * extent[2] + block[:, 2]
     sums = torch.zeros(int(extent.prod()), len(changes), dtype=torch.float64)
     shape = torch.tensor(dwi.grid.shape)
-    linear = dwi.grid.affine[:3, :3]
-    for offset in product((-1, 0, 1), repeat=3):
-        if offset <= (0, 0, 0):
-            continue  # half of the 26 neighbours: a pair counts once
-        step = torch.tensor(offset)
+    steps = [
+        torch.tensor(offset) for offset in product((-1, 0, 1), repeat=3) if offset > (0, 0, 0)
+    ]  # a pair counts once
+    half = settings.sharpness // 2
+    turned = [_turned_offset(dwi.grid.affine, step, changes) for step in steps]
+    # What a direction would score in a medium without ends: diagonals of the lattice have other neighbours than its axes.
+    # Without it a uniform medium prefers some tables to others.
+    expected = sum(((v1 @ t.mT).square() ** (2 * half) for t in turned), torch.zeros(len(v1), len(changes)).to(v1))
+    root = expected.sqrt()
+    for step, t in zip(steps, turned, strict=True):
         neighbour = index + step
         within = ((neighbour >= 0) & (neighbour < shape)).all(-1)
         other = torch.where(within, number[tuple(neighbour.clamp_min(0).minimum(shape - 1).T)], -1)
         has = other >= 0
-        direction = linear @ step.to(torch.float64)
-        # P v · u = v · Pᵀ u: turn the 24 offsets instead of all the voxels' directions.
-        turned = changes.mT @ (direction / direction.norm())
-        first, second = v1[has] @ turned.mT, v1[other[has]] @ turned.mT
+        first, second = v1[has] @ t.mT, v1[other[has]] @ t.mT
         weight = (fa[has] * fa[other[has]]).sqrt()[:, None]
-        sums.index_add_(0, block_id[has], weight * (first * second).square() ** (settings.sharpness // 2))
+        score = (first * second).square() ** half / (root[has] * root[other[has]])
+        sums.index_add_(0, block_id[has], weight * score)
     return sums[sums.sum(-1) > 0]
+
+
+def _turned_offset(
+    affine: Float[Tensor, "4 4"], step: Int[Tensor, " 3"], changes: Float[Tensor, "c 3 3"]
+) -> Float[Tensor, "c 3"]:
+    """``P v · u = v · Pᵀ u``: turn one offset for all the candidates instead of all the voxels' directions."""
+    direction = affine[:3, :3] @ step.to(torch.float64)
+    return changes.mT @ (direction / direction.norm())
 
 
 def _decide(
