@@ -3,10 +3,10 @@
 ``error-table``: every stable error ID, its exit code, and what it says. ``registry-table``: what a registry lists.
 """
 
-import ast
 from importlib import import_module
 from pathlib import Path
 
+import error_ids
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
@@ -14,39 +14,22 @@ import tractode
 from tractode import errors
 
 
-def error_ids(package: Path) -> dict[str, tuple[str, str]]:
-    """ID → (class of the error, what it says, with ``…`` where a value is filled in)."""
-    found: dict[str, tuple[str, str]] = {}
-    for path in sorted(package.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call):
-                continue
-            ids = [k.value.value for k in node.keywords if k.arg == "id" and isinstance(k.value, ast.Constant)]
-            if ids and str(ids[0]).startswith("E-"):
-                name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
-                text = _text(node.args[0]) if node.args else next((_text(k.value) for k in node.keywords if k.arg == "found"), "")
-                found.setdefault(ids[0], (name, text))
-    return found
-
-
-def _text(node: ast.expr) -> str:
-    """The words of a string or f-string."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
-    if isinstance(node, ast.BinOp):
-        return _text(node.left) + _text(node.right)
-    return "…"
+def error_rows() -> list[tuple[str, str, str]]:
+    """ID, exit code and the different texts of every error of the package."""
+    kinds = {name: kind.exit_code for name, kind in vars(errors).items() if hasattr(kind, "exit_code")}
+    found: dict[str, list[error_ids.Use]] = {}
+    for use in error_ids.uses(Path(tractode.__file__).parent, frozenset(kinds)):
+        found.setdefault(use.id, []).append(use)
+    rows = []
+    for id_, places in sorted(found.items()):
+        codes = sorted({str(kinds.get(use.kind, "")) for use in places})
+        rows.append((id_, ", ".join(codes), " / ".join(dict.fromkeys(use.text for use in places))))
+    return rows
 
 
 class ErrorTable(SphinxDirective):
     def run(self) -> list[nodes.Node]:
-        rows = []
-        for id_, (name, text) in sorted(error_ids(Path(tractode.__file__).parent).items()):
-            code = getattr(getattr(errors, name, None), "exit_code", "")
-            rows.append((id_, str(code), text))
-        return [table(("ID", "exit code", "what it says"), rows, (25, 8, 67))]
+        return [table(("ID", "exit code", "what it says"), error_rows(), (25, 8, 67))]
 
 
 class RegistryTable(SphinxDirective):
@@ -55,7 +38,14 @@ class RegistryTable(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         module, _, name = self.arguments[0].partition(":")
         registry = getattr(import_module(module), name)
-        rows = [(key, registry[key].__name__, (import_module(registry[key].__module__).__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")) for key in registry]
+        rows = [
+            (
+                key,
+                registry[key].__name__,
+                (import_module(registry[key].__module__).__doc__ or "").strip().split("\n\n")[0].replace("\n", " "),
+            )
+            for key in registry
+        ]
         return [table(("name", "class", "what it is"), rows, (12, 18, 70))]
 
 

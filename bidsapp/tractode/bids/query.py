@@ -249,7 +249,7 @@ class _Reader:
         if path is None:
             raise MissingInputError(
                 f"There is no {extension} file for this image, neither beside it nor above it",
-                id=f"E-DATA-NO{extension[1:].upper()}",
+                id="E-DATA-NOBVAL" if extension == ".bval" else "E-DATA-NOBVEC",
                 path=image.path,
                 needed=f"{image.path.name.partition('.')[0]}{extension}",
                 fix="convert the scan again with dcm2niix, or copy the gradient table into the dataset",
