@@ -35,7 +35,11 @@ def watch(command: Sequence[str], environment: dict[str, str] | None = None) -> 
     """
     started, peak = time.monotonic(), 0
     process = subprocess.Popen(
-        list(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(environment or {})}
+        list(command),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **(environment or {})},
     )
     root = psutil.Process(process.pid)
     # The output is small (a progress table), so the pipe cannot fill while memory is sampled.

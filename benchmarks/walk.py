@@ -36,7 +36,9 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="walk-"))
     data = Path(os.environ["TRACTODE_TEST_DATA"])
-    result: dict[str, Any] = {"meta": meta("TRACTODE_TEST_DATA=$TRACTODE_TEST_DATA " + " ".join(["python benchmarks/walk.py", *sys.argv[1:]]))}
+    result: dict[str, Any] = {
+        "meta": meta("TRACTODE_TEST_DATA=$TRACTODE_TEST_DATA " + " ".join(["python benchmarks/walk.py", *sys.argv[1:]]))
+    }
     result["runs"] = {}
     for participant in arguments.only:
         result["runs"] |= real(participant, data, folder)
@@ -90,7 +92,12 @@ def peers(output: Path, run: str) -> dict[str, Any]:
         measured = watch(command)
     record = json.loads((output / "logs" / run.partition("_")[0] / "steps" / f"{run}_track-sdstream.json").read_text())
     return {
-        "tckgen_sdstream": {"seconds": measured.seconds, "peak_rss_mb": measured.peak_rss_mb, "n_streamlines": count, "n": 1},
+        "tckgen_sdstream": {
+            "seconds": measured.seconds,
+            "peak_rss_mb": measured.peak_rss_mb,
+            "n_streamlines": count,
+            "n": 1,
+        },
         "tractode_sdstream": {"seconds": record["seconds"], "n_streamlines": count, "n": 1},
     }
 
@@ -105,19 +112,33 @@ def simulated(folder: Path) -> dict[str, Any]:
     ]  # fmt: skip
     measured = watch(command)
     scored = subprocess.run(
-        [str(BIN / "tractode-score"), "all", str(output), str(raw / "derivatives" / "truth")], check=True, capture_output=True, text=True
+        [str(BIN / "tractode-score"), "all", str(output), str(raw / "derivatives" / "truth")],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     scores = json.loads(scored.stdout)
-    return {**scores["summary"], "per_participant": scores["participants"], "seconds": measured.seconds, "exit_code": measured.exit_code}
+    return {
+        **scores["summary"],
+        "per_participant": scores["participants"],
+        "seconds": measured.seconds,
+        "exit_code": measured.exit_code,
+    }
 
 
 def image(tag: str) -> dict[str, Any]:
     """Size of a built image, and seconds from ``run`` to the printed version (median of 5)."""
-    size = subprocess.run(["podman", "image", "inspect", "--format", "{{.Size}}", tag], check=True, capture_output=True, text=True)
+    size = subprocess.run(
+        ["podman", "image", "inspect", "--format", "{{.Size}}", tag], check=True, capture_output=True, text=True
+    )
     times = []
     for _ in range(5):
         started = time.monotonic()
-        subprocess.run(["podman", "run", "--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp", tag, "--version"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["podman", "run", "--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp", tag, "--version"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         times.append(time.monotonic() - started)
     return {"mb": round(int(size.stdout) / 1e6), "start_s": round(sorted(times)[2], 2), "n": 5}
 

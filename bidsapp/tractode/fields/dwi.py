@@ -25,7 +25,9 @@ class DWI:
     def __post_init__(self) -> None:
         expected = (len(self.gtab), *self.grid.shape)
         if tuple(self.signal.shape) != expected or tuple(self.mask.shape) != self.grid.shape:
-            raise ShapeError(f"A DWI needs signal {expected} and mask {self.grid.shape}; got {tuple(self.signal.shape)} and {tuple(self.mask.shape)}.")
+            raise ShapeError(
+                f"A DWI needs signal {expected} and mask {self.grid.shape}; got {tuple(self.signal.shape)} and {tuple(self.mask.shape)}."
+            )
 
     def voxels(self) -> Float[Tensor, "v n"]:
         """The masked voxels' signals, ravelled once in storage order."""
@@ -47,6 +49,9 @@ class DWI:
             raise ShapeError("Without b=0 volumes the unweighted signal needs two shells; this table has one.")
         (b_low, low), (b_high, high) = shells[:2]
         tiny = torch.finfo(self.signal.dtype).tiny
-        log_low, log_high = (self.signal[index.to(self.signal.device)].mean(0, keepdim=True).clamp(min=tiny).log() for index in (low, high))
+        log_low, log_high = (
+            self.signal[index.to(self.signal.device)].mean(0, keepdim=True).clamp(min=tiny).log()
+            for index in (low, high)
+        )
         # Never below the lower shell: noise must not make the signal grow with b.
         return Image(self.grid, (log_low + (log_low - log_high).clamp(min=0) * b_low / (b_high - b_low)).exp())

@@ -96,7 +96,9 @@ class Image:
 
     def __post_init__(self) -> None:
         if self.values.ndim != 4 or tuple(self.values.shape[1:]) != self.grid.shape:
-            raise ShapeError(f"An image on a grid of {self.grid.shape} needs values (c, i, j, k); got {tuple(self.values.shape)}.")
+            raise ShapeError(
+                f"An image on a grid of {self.grid.shape} needs values (c, i, j, k); got {tuple(self.values.shape)}."
+            )
 
     @property
     def mask(self) -> Bool[Tensor, "i j k"]:

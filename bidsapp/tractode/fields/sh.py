@@ -38,7 +38,9 @@ class ShField:
 
     def __post_init__(self) -> None:
         if tuple(self.coeffs.shape) != (n_coefficients(self.order), *self.grid.shape):
-            raise ShapeError(f"Order {self.order} on {self.grid.shape} needs {n_coefficients(self.order)} coefficients; got {tuple(self.coeffs.shape)}.")
+            raise ShapeError(
+                f"Order {self.order} on {self.grid.shape} needs {n_coefficients(self.order)} coefficients; got {tuple(self.coeffs.shape)}."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,5 +65,10 @@ class PeakField:
 
     def __post_init__(self) -> None:
         k = self.amplitudes.shape[0]
-        if tuple(self.directions.shape) != (k, 3, *self.grid.shape) or tuple(self.amplitudes.shape[1:]) != self.grid.shape:
-            raise ShapeError(f"Peaks on {self.grid.shape} need directions (k, 3, …) and amplitudes (k, …); got {tuple(self.directions.shape)} and {tuple(self.amplitudes.shape)}.")
+        if (
+            tuple(self.directions.shape) != (k, 3, *self.grid.shape)
+            or tuple(self.amplitudes.shape[1:]) != self.grid.shape
+        ):
+            raise ShapeError(
+                f"Peaks on {self.grid.shape} need directions (k, 3, …) and amplitudes (k, …); got {tuple(self.directions.shape)} and {tuple(self.amplitudes.shape)}."
+            )

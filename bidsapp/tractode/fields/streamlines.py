@@ -31,7 +31,12 @@ class Streamlines:
         offsets = self.offsets
         if self.points.ndim != 2 or self.points.shape[1] != 3:
             raise ShapeError(f"Points must be (p, 3); got {tuple(self.points.shape)}.")
-        if len(offsets) < 1 or int(offsets[0]) != 0 or int(offsets[-1]) != len(self.points) or bool((offsets.diff() < 0).any()):
+        if (
+            len(offsets) < 1
+            or int(offsets[0]) != 0
+            or int(offsets[-1]) != len(self.points)
+            or bool((offsets.diff() < 0).any())
+        ):
             raise ShapeError("Offsets must start at 0, never fall, and end at the number of points.")
         for name, value in self.per_point.items():
             if len(value) != len(self.points):
@@ -72,7 +77,9 @@ class Streamlines:
         """The streamlines of the given indices, in that order, with their data."""
         counts = self.n_points[index]
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        within = torch.arange(int(offsets[-1]), device=self.points.device) - torch.repeat_interleave(offsets[:-1], counts)
+        within = torch.arange(int(offsets[-1]), device=self.points.device) - torch.repeat_interleave(
+            offsets[:-1], counts
+        )
         rows = torch.repeat_interleave(self.offsets[:-1][index], counts) + within
         return Streamlines(
             self.points[rows],
@@ -89,7 +96,9 @@ class Streamlines:
                 f"These streamlines are in {self.space!r} and the transform maps points of {transform.source!r}; "
                 f"insert a transform from {self.space!r} to {transform.source!r}, or use .inverse()."
             )
-        return Streamlines(transform.map(self.points), self.offsets, transform.target, self.per_point, self.per_streamline)
+        return Streamlines(
+            transform.map(self.points), self.offsets, transform.target, self.per_point, self.per_streamline
+        )
 
     @classmethod
     def from_list(cls, lines: Sequence[Float[Tensor, "_ 3"]], space: str) -> Streamlines:

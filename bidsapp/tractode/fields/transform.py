@@ -80,7 +80,13 @@ class Displacement(Transform):
     def inverse(self) -> Transform:
         if self.backward is not None:
             back = self.backward
-            return Displacement(back.grid, back.values, self.target, self.source, backward=Displacement(self.grid, self.values, self.source, self.target))
+            return Displacement(
+                back.grid,
+                back.values,
+                self.target,
+                self.source,
+                backward=Displacement(self.grid, self.values, self.source, self.target),
+            )
         return _InverseDisplacement(self)
 
 
@@ -200,4 +206,9 @@ def resample(
     points = transform.map(grid.centres(device=values.device))
     sampled = interpolate.sample(values, image.grid.to_voxel(points), mode)
     out = sampled.permute(3, 0, 1, 2)
-    return Image(grid, out if image.values.is_floating_point() else (out > 0.5 if image.values.dtype == torch.bool else out.to(image.values.dtype)))
+    return Image(
+        grid,
+        out
+        if image.values.is_floating_point()
+        else (out > 0.5 if image.values.dtype == torch.bool else out.to(image.values.dtype)),
+    )

@@ -20,7 +20,9 @@ class VelocityField:
 
     def __post_init__(self) -> None:
         if self.values.ndim != 5 or tuple(self.values.shape[1:]) != (3, *self.grid.shape):
-            raise ShapeError(f"A velocity field on {self.grid.shape} needs (t, 3, i, j, k); got {tuple(self.values.shape)}.")
+            raise ShapeError(
+                f"A velocity field on {self.grid.shape} needs (t, 3, i, j, k); got {tuple(self.values.shape)}."
+            )
 
     @property
     def is_stationary(self) -> bool:

@@ -45,7 +45,9 @@ class PrepareAnat(Step):
         image, notes = read_volume(anat.path, self.inputs.space, assume_orientation=self.inputs.assume_orientation)
         text = f"{anat.modality} image as acquired, checked and stored as float32"
         content = sidecar.preproc_sidecar(text, [anat.path], self.inputs.job.bids_dir, metadata=anat.metadata)
-        write_with_sidecar(writer, "anat", image, content, anat.entities, datatype="anat", desc="preproc", suffix=anat.modality)
+        write_with_sidecar(
+            writer, "anat", image, content, anat.entities, datatype="anat", desc="preproc", suffix=anat.modality
+        )
         writer.facts.update(
             shape=list(image.grid.shape),
             voxel_sizes=[round(size, 3) for size in image.grid.voxel_sizes],
@@ -119,7 +121,26 @@ class NormaliseAnat(Step):
         prepared = [Path(self.inputs.prepared["anat"])]
         if self.inputs.write_mask:
             text = f"Brain mask of {template.name} carried by the registration"
-            write_with_sidecar(writer, "mask", mask, sidecar.mask_sidecar(prepared, job.bids_dir, text), anat.entities, datatype="anat", desc="brain", suffix="mask")
+            write_with_sidecar(
+                writer,
+                "mask",
+                mask,
+                sidecar.mask_sidecar(prepared, job.bids_dir, text),
+                anat.entities,
+                datatype="anat",
+                desc="brain",
+                suffix="mask",
+            )
         text = f"{anat.modality} image resampled once into {template.name}"
         content = sidecar.preproc_sidecar(text, prepared, job.bids_dir, space=template.name)
-        write_with_sidecar(writer, "normalised", normalised, content, anat.entities, datatype="anat", space=template.name, desc="preproc", suffix=anat.modality)
+        write_with_sidecar(
+            writer,
+            "normalised",
+            normalised,
+            content,
+            anat.entities,
+            datatype="anat",
+            space=template.name,
+            desc="preproc",
+            suffix=anat.modality,
+        )

@@ -5,24 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from nipype.interfaces.base import traits
 
 from tractode.bids.manifest import StepWriter
 from tractode.bids.templates import load_template
 from tractode.evaluate.registration_quality import assess
-from tractode.fields import Image
+from tractode.fields import Affine, Image
 from tractode.fields.transform import resample
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets
 from tractode.interfaces.transforms import write_transform_pair
 from tractode.io.nifti import read_image
-from tractode.registration.affine import register_affine
+from tractode.registration.affine import Dof, register_affine
 from tractode.reports import figures_registration
 
 
 class _Coregister(Step):
     """What the two registrations of a scan share: register, judge, write, show."""
 
-    def _register(self, writer: StepWriter, fixed: Image, fixed_mask: Image, label: str, dof: str) -> None:
+    def _register(self, writer: StepWriter, fixed: Image, fixed_mask: Image, label: str, dof: Dof) -> None:
         run, job = self.inputs.run, self.inputs.job
         space = f"{run.name}_dwi"
         moving, _ = read_image(Path(self.inputs.prepared["dwiref"]), space)
@@ -44,6 +45,10 @@ class _Coregister(Step):
             run=run.name, mask=fixed_mask,
         )  # fmt: skip
         save_reportlets(writer, job.participant, [figure])
+
+
+    def _pose(self, fixed: Image, moving: Image, fixed_mask: Image, moving_mask: Image, dof: Dof) -> Affine:
+        return register_affine(fixed, moving, dof=dof, fixed_mask=fixed_mask, moving_mask=moving_mask)
 
 
 class CoregisterToAnatInputSpec(StepInputSpec):
@@ -72,6 +77,12 @@ class CoregisterToAnat(_Coregister):
         mask, _ = read_image(Path(self.inputs.normalised_anat["mask"]), self.inputs.anat_space)
         self._register(writer, fixed, mask, self.inputs.anat.modality, "rigid")
 
+    def _pose(self, fixed: Image, moving: Image, fixed_mask: Image, moving_mask: Image, dof: Dof) -> Affine:
+        """From the scanner's own alignment (right if both are of one session) and from mutual information's, refined."""
+        aligned = Affine(torch.eye(4, dtype=torch.float64), fixed.grid.space, moving.grid.space)
+        searched = super()._pose(fixed, moving, fixed_mask, moving_mask, dof)
+        return refine(fixed, moving, [aligned, searched], fixed_mask=fixed_mask, dof=dof)
+
 
 class CoregisterToTemplateInputSpec(StepInputSpec):
     run = traits.Any(mandatory=True, desc="a DwiRun")
@@ -88,7 +99,11 @@ class CoregisterToTemplate(_Coregister):
         return [*(Path(self.inputs.prepared[role]) for role in ("dwiref", "mask")), *self.inputs.template.paths]
 
     def parameters(self) -> dict[str, Any]:
-        return {"dof": "affine", "template": self.inputs.template.name, "device": self.inputs.job.device.partition(":")[0]}
+        return {
+            "dof": "affine",
+            "template": self.inputs.template.name,
+            "device": self.inputs.job.device.partition(":")[0],
+        }
 
     def compute(self, writer: StepWriter) -> None:
         fixed = load_template(self.inputs.template, contrast="b0")

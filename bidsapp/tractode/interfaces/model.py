@@ -43,17 +43,29 @@ class FitModel(Step):
         kind: type[SignalModel] = MODELS[self.inputs.model]
         reason = kind.why_not(scan.gtab)
         if reason is not None:
-            raise InputDataError(f"The model {self.inputs.model} cannot be fitted: {reason}", id="E-MODEL-UNFIT", path=run.path, fix=f"leave {self.inputs.model} out of --models")
+            raise InputDataError(
+                f"The model {self.inputs.model} cannot be fitted: {reason}",
+                id="E-MODEL-UNFIT",
+                path=run.path,
+                fix=f"leave {self.inputs.model} out of --models",
+            )
         signal = scan.voxels()
         model = kind.for_data(signal, scan.gtab)
-        maps = {param: scan.unravel(values).to("cpu") for param, values in model.to_maps(model.fit(signal, scan.gtab)).items()}
+        maps = {
+            param: scan.unravel(values).to("cpu")
+            for param, values in model.to_maps(model.fit(signal, scan.gtab)).items()
+        }
         facts = model.facts()
         for spec in kind.maps:
             self._write_map(writer, kind, spec, maps[spec.param], facts)
         writer.facts.update(model=self.inputs.model, label=kind.label, citation=kind.citation, fit=facts)
-        save_reportlets(writer, job.participant, _figures(kind, maps, Image(scan.grid, scan.mask[None].cpu()), run.name))
+        save_reportlets(
+            writer, job.participant, _figures(kind, maps, Image(scan.grid, scan.mask[None].cpu()), run.name)
+        )
 
-    def _write_map(self, writer: StepWriter, kind: type[SignalModel], spec: MapSpec, image: Image, facts: dict[str, Any]) -> None:
+    def _write_map(
+        self, writer: StepWriter, kind: type[SignalModel], spec: MapSpec, image: Image, facts: dict[str, Any]
+    ) -> None:
         run = self.inputs.run
         response = facts.get("ResponseFunction")
         content = sidecar.map_sidecar(
@@ -61,7 +73,17 @@ class FitModel(Step):
             response=response["Coefficients"] if response else None,
             sh_order=order_of(image.values.shape[0]) if spec.components == "sh" else None,
         )  # fmt: skip
-        write_with_sidecar(writer, spec.param, image, content, run.entities, datatype="dwi", model=kind.label, param=spec.param, suffix="dwimap")
+        write_with_sidecar(
+            writer,
+            spec.param,
+            image,
+            content,
+            run.entities,
+            datatype="dwi",
+            model=kind.label,
+            param=spec.param,
+            suffix="dwimap",
+        )
 
 
 def _figures(kind: type[SignalModel], maps: dict[str, Image], mask: Image, run: str) -> list[Reportlet]:
@@ -70,10 +92,14 @@ def _figures(kind: type[SignalModel], maps: dict[str, Image], mask: Image, run: 
     for spec in kind.maps:
         image = maps[spec.param]
         if spec.components == "scalar" and spec.invariant:
-            figures.append(figures_slices.scalar_map(image, mask, spec.param, description=spec.description, units=spec.units, run=run, model=kind.label))
+            figures.append(
+                figures_slices.scalar_map(
+                    image, mask, spec.param, description=spec.description, units=spec.units, run=run, model=kind.label
+                )
+            )
         elif spec.components == "unit3vector" and "fa" in maps:
             figures.append(figures_slices.colour_fa(maps["fa"], image, mask, run=run))
         elif spec.components == "sh":
             field = ShField(image.grid, image.values, order_of(image.values.shape[0]))
-            figures += figures_glyphs.fod_glyphs(field, maps["afd"] if "afd" in maps else mask, mask, run=run)
+            figures += figures_glyphs.fod_glyphs(field, maps.get("afd", mask), mask, run=run)
     return figures

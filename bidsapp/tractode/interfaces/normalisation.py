@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -90,14 +91,23 @@ class NormaliseDwi(Step):
         return [*transforms, *maps, *(Path(outputs["tractogram"]) for outputs in self.inputs.tractograms)]
 
     def parameters(self) -> dict[str, Any]:
-        return {"template": self.inputs.template.name, "resolution": self.inputs.resolution, "models": self.inputs.models, "tracks": self.inputs.tracks}
+        return {
+            "template": self.inputs.template.name,
+            "resolution": self.inputs.resolution,
+            "models": self.inputs.models,
+            "tracks": self.inputs.tracks,
+        }
 
     def compute(self, writer: StepWriter) -> None:
         links = self._links()
         failed = [link for link in links if not link.passed]
         if failed:
-            reasons = "; ".join(f"{link.label}: {link.facts.get('quality', {}).get('reason', 'no verdict')}" for link in failed)
-            writer.facts.update(skipped=f"No outputs in {self.inputs.template.name}: the registration did not pass its quality gate ({reasons})")
+            reasons = "; ".join(
+                f"{link.label}: {link.facts.get('quality', {}).get('reason', 'no verdict')}" for link in failed
+            )
+            writer.facts.update(
+                skipped=f"No outputs in {self.inputs.template.name}: the registration did not pass its quality gate ({reasons})"
+            )
             return
         fixed = load_template(self.inputs.template, contrast="T1w")
         grid = fixed.image.grid.resampled(self.inputs.resolution) if self.inputs.resolution else fixed.image.grid
@@ -135,7 +145,11 @@ class NormaliseDwi(Step):
             tracked, _ = read_tractogram(Path(outputs["tractogram"]), f"{run.name}_dwi")
             streamlines = tracked.moved(backward)
             name = {"datatype": "dwi", "space": template, "track": track, "suffix": "tractogram"}
-            writer.write(f"{track}-tractogram", derivative(run.entities, extension=".trx", **name), lambda p, s=streamlines: write_tractogram(p, s, grid))
+            writer.write(
+                f"{track}-tractogram",
+                derivative(run.entities, extension=".trx", **name),
+                partial(write_tractogram, lines=streamlines, grid=grid),
+            )
             writer.write_json(
                 f"{track}-tractogram-sidecar",
                 derivative(run.entities, extension=".json", **name),

@@ -74,8 +74,17 @@ class PrepareDwi(Step):
         """The verdict and its pictures are written before it is acted on: a refused run shows why."""
         run = self.inputs.run
         record = verdict.record()
-        content = sidecar.qc_sidecar("Check of the gradient table against the image", [run.path, run.bval, run.bvec], self.inputs.job.bids_dir, **record)
-        writer.write_json("verdict", derivative(run.entities, datatype="dwi", desc="gradients", suffix="qc", extension=".json"), content)
+        content = sidecar.qc_sidecar(
+            "Check of the gradient table against the image",
+            [run.path, run.bval, run.bvec],
+            self.inputs.job.bids_dir,
+            **record,
+        )
+        writer.write_json(
+            "verdict",
+            derivative(run.entities, datatype="dwi", desc="gradients", suffix="qc", extension=".json"),
+            content,
+        )
         mask = Image(scan.grid, scan.mask[None])
         brain = scan.voxels().mean(0)
         b0 = scan.gtab.is_b0
@@ -121,17 +130,42 @@ class PrepareDwi(Step):
         content = sidecar.preproc_sidecar(text, sources, bids_dir, metadata=run.metadata)
         write_with_sidecar(writer, "dwi", Image(scan.grid, scan.signal), content, run.entities, **name)
         self._write_tables(writer, scan, name)
-        write_with_sidecar(writer, "dwiref", reference, sidecar.dwiref_sidecar(sources, bids_dir), run.entities, datatype="dwi", suffix="dwiref")
+        write_with_sidecar(
+            writer,
+            "dwiref",
+            reference,
+            sidecar.dwiref_sidecar(sources, bids_dir),
+            run.entities,
+            datatype="dwi",
+            suffix="dwiref",
+        )
         content = sidecar.mask_sidecar(sources, bids_dir, "Brain mask of the mean b=0 image")
-        write_with_sidecar(writer, "mask", Image(scan.grid, scan.mask[None]), content, run.entities, datatype="dwi", desc="brain", suffix="mask")
+        write_with_sidecar(
+            writer,
+            "mask",
+            Image(scan.grid, scan.mask[None]),
+            content,
+            run.entities,
+            datatype="dwi",
+            desc="brain",
+            suffix="mask",
+        )
 
     def _write_tables(self, writer: StepWriter, scan: DWI, name: dict[str, str]) -> None:
         """The two FSL-style tables come from one call: each is written once and taken in turn."""
         entities = self.inputs.run.entities
         bval, bvec = (derivative(entities, extension=extension, **name) for extension in (".bval", ".bvec"))
-        writer.write("bval", bval, lambda path: write_gradients(scan.gtab, scan.grid.affine, path, path.with_suffix(".bvec")))
-        writer.write("bvec", bvec, lambda path: write_gradients(scan.gtab, scan.grid.affine, path.with_suffix(".bval"), path))
-        writer.write("mrtrix-gradients", derivative(entities, extension=".b", **name), lambda path: write_mrtrix_gradients(scan.gtab, path))
+        writer.write(
+            "bval", bval, lambda path: write_gradients(scan.gtab, scan.grid.affine, path, path.with_suffix(".bvec"))
+        )
+        writer.write(
+            "bvec", bvec, lambda path: write_gradients(scan.gtab, scan.grid.affine, path.with_suffix(".bval"), path)
+        )
+        writer.write(
+            "mrtrix-gradients",
+            derivative(entities, extension=".b", **name),
+            lambda path: write_mrtrix_gradients(scan.gtab, path),
+        )
 
 
 # What we wrote ourselves needs no judging again: its b=0 volumes have b-value 0 and nothing else has.

@@ -6,6 +6,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -86,11 +87,20 @@ class Step(SimpleInterface):
             ledger.record_error(step, error, getattr(error, "facts", None))
             raise
         except (MemoryError, torch.OutOfMemoryError) as error:
-            failure = OutOfMemoryError(f"Memory ran out in {step} ({error})", id="E-MEMORY", fix="give more memory, or fewer processes with --nprocs")
+            failure = OutOfMemoryError(
+                f"Memory ran out in {step} ({error})",
+                id="E-MEMORY",
+                fix="give more memory, or fewer processes with --nprocs",
+            )
             ledger.record_error(step, failure)
             raise failure from error
         except Exception as error:
-            ledger.record_error(step, InternalError(f"{step} failed: {type(error).__name__}: {error}", id="E-BUG", fix="report it with the crash bundle"))
+            ledger.record_error(
+                step,
+                InternalError(
+                    f"{step} failed: {type(error).__name__}: {error}", id="E-BUG", fix="report it with the crash bundle"
+                ),
+            )
             raise
         if record is None:
             raise InternalError(f"The record of {step} vanished while it was written", id="E-BUG-RECORD")
@@ -104,7 +114,7 @@ def save_reportlets(writer: StepWriter, participant: str, reportlets: Iterable[R
     folder = Path(f"sub-{participant}") / FIGURES
     for reportlet in reportlets:
         for filename, body in reportlet.to_files().items():
-            writer.write(f"figure-{filename}", folder / filename, lambda path, body=body: path.write_bytes(body))
+            writer.write(f"figure-{filename}", folder / filename, partial(Path.write_bytes, data=body))
         writer.facts.setdefault("reportlets", []).append(str(folder / f"{reportlet.name}.json"))
 
 

@@ -32,7 +32,13 @@ def write_transform_pair(
     """
     both = (("to", moving, fixed, transform, fixed_grid), ("from", fixed, moving, transform.inverse(), moving_grid))
     for role, from_label, to_label, one_way, reference in both:
-        name: dict[str, str] = {"datatype": datatype, "from": from_label, "to": to_label, "mode": "image", "suffix": "xfm"}
+        name: dict[str, str] = {
+            "datatype": datatype,
+            "from": from_label,
+            "to": to_label,
+            "mode": "image",
+            "suffix": "xfm",
+        }
         _write(writer, f"{role}-{fixed}", derivative(source, extension=".h5", **name), write_itk, one_way, reference)
         _write(writer, f"{role}-{fixed}-x5", derivative(source, extension=".x5", **name), write_x5, one_way, reference)
         writer.write_json(
@@ -42,5 +48,7 @@ def write_transform_pair(
         )
 
 
-def _write(writer: StepWriter, role: str, relative: Path, write: Any, transform: Transform, reference: ImageGrid) -> None:
+def _write(
+    writer: StepWriter, role: str, relative: Path, write: Any, transform: Transform, reference: ImageGrid
+) -> None:
     writer.write(role, relative, lambda path: write(path, transform, reference))

@@ -67,5 +67,17 @@ def _sync(path: Path) -> None:
 
 def _translated(error: OSError, final: Path) -> InputOutputError | OutputError:
     if error.errno in (13, 30, 1):  # EACCES, EROFS, EPERM
-        return OutputError(f"The folder cannot be written ({error.strerror})", id="E-OUT-READONLY", path=final, needed="a writable output folder", fix="choose another output folder or change its permissions")
-    return InputOutputError(f"Writing failed ({error.strerror})", id="E-IO-WRITE", path=final, needed="enough free space on a working disk", fix="free space (see --dry-run for the estimate) and run the same command again; it resumes")
+        return OutputError(
+            f"The folder cannot be written ({error.strerror})",
+            id="E-OUT-READONLY",
+            path=final,
+            needed="a writable output folder",
+            fix="choose another output folder or change its permissions",
+        )
+    return InputOutputError(
+        f"Writing failed ({error.strerror})",
+        id="E-IO-WRITE",
+        path=final,
+        needed="enough free space on a working disk",
+        fix="free space (see --dry-run for the estimate) and run the same command again; it resumes",
+    )

@@ -103,7 +103,7 @@ class _Builder:
         space = f"{stem}_{anat.modality}"
         prepare = PrepareAnat(anat=anat, space=space, assume_orientation=self.settings.assume_orientation)
         prepared = self._node(prepare, f"{stem}_prepare-{anat.modality}", stem, 1.0)
-        normalised = {}
+        normalised: dict[str, pe.Node] = {}
         for template in self.templates:
             first = not normalised
             node = self._node(
@@ -124,7 +124,10 @@ class _Builder:
             will_track=bool(settings.tracking),
         )
         prepare = PrepareDwi(
-            run=run, policy=policy, accept_gradients=settings.accept_gradients, apply_gradient_fix=settings.apply_gradient_fix or ""
+            run=run,
+            policy=policy,
+            accept_gradients=settings.accept_gradients,
+            apply_gradient_fix=settings.apply_gradient_fix or "",
         )
         prepared = self._node(prepare, f"{run.name}_prepare-dwi", run.name, 2.0)
         fits = {name: self._fit(run, name, prepared) for name in settings.models}
@@ -143,15 +146,26 @@ class _Builder:
         n_streamlines = SLOPPY_STREAMLINES if self.settings.sloppy else self.settings.n_streamlines
         nodes = {}
         for method in self.settings.tracking:
-            track = Track(run=run, method=method, n_streamlines=n_streamlines, formats=list(self.settings.tractogram_formats))
+            track = Track(
+                run=run, method=method, n_streamlines=n_streamlines, formats=list(self.settings.tractogram_formats)
+            )
             node = self._node(track, f"{run.name}_track-{method}", run.name, 2.5)
-            self.workflow.connect([(prepared, node, [("outputs", "prepared")]), (source, node, [("outputs", "orientations")])])
+            self.workflow.connect(
+                [(prepared, node, [("outputs", "prepared")]), (source, node, [("outputs", "orientations")])]
+            )
             if "dti" in fits:
                 self.workflow.connect(fits["dti"], "outputs", node, "tensor")
             nodes[method] = node
         return nodes
 
-    def _normalise(self, run: DwiRun, prepared: pe.Node, fits: dict[str, pe.Node], tracks: dict[str, pe.Node], anatomy: _Anatomy | None) -> None:
+    def _normalise(
+        self,
+        run: DwiRun,
+        prepared: pe.Node,
+        fits: dict[str, pe.Node],
+        tracks: dict[str, pe.Node],
+        anatomy: _Anatomy | None,
+    ) -> None:
         to_anat = self._coregister_to_anat(run, prepared, anatomy) if anatomy is not None else None
         for template in self.templates:
             node = self._node(
@@ -167,7 +181,12 @@ class _Builder:
                 self.workflow.connect(to_anat, "outputs", node, "anat_link")
                 self.workflow.connect(to_anat, "facts", node, "anat_facts")
             else:
-                to_template = self._node(CoregisterToTemplate(run=run, template=template), f"{run.name}_coregister-{template.name}", run.name, 2.0)
+                to_template = self._node(
+                    CoregisterToTemplate(run=run, template=template),
+                    f"{run.name}_coregister-{template.name}",
+                    run.name,
+                    2.0,
+                )
                 self.workflow.connect(prepared, "outputs", to_template, "prepared")
             self.workflow.connect(to_template, "outputs", node, "template_link")
             self.workflow.connect(to_template, "facts", node, "template_facts")

@@ -31,19 +31,31 @@ def write_report(output_dir: Path, participant: str, *, md_only: bool = False) -
         title="tractode",
         participant=f"sub-{participant}",
         summary=_summary(result.complete, records, errors),
-        runs=[_run(name, done, records, errors, by_step) for name, done in result.runs.items() if _is_scan(name, by_step)],
+        runs=[
+            _run(name, done, records, errors, by_step) for name, done in result.runs.items() if _is_scan(name, by_step)
+        ],
         reportlets=_reportlets(output_dir, [*(r.facts for r in records), *(e.get("facts", {}) for e in errors)]),
-        plan=[(entry["step"], "missing" if entry["step"] in result.missing else "complete") for entry in ledger.plan()["steps"]],
+        plan=[
+            (entry["step"], "missing" if entry["step"] in result.missing else "complete")
+            for entry in ledger.plan()["steps"]
+        ],
         notes=list(_notes(records)),
         errors=errors,
         provenance=_provenance(ledger, records),
         methods_md=citations.boilerplate(methods(records)),
-        manifest=[{"file": path, "sha256": digest[:16]} for record in records for path, digest in record.outputs.items() if "/figures/" not in path],
+        manifest=[
+            {"file": path, "sha256": digest[:16]}
+            for record in records
+            for path, digest in record.outputs.items()
+            if "/figures/" not in path
+        ],
     )
     path = output_dir / f"sub-{participant}.html"
     write_text(path, participant_report(data))
     facts = methods(records)
-    citations.write_citations(output_dir / "logs", citations.citation_keys(facts), citations.boilerplate(facts), md_only=md_only)
+    citations.write_citations(
+        output_dir / "logs", citations.citation_keys(facts), citations.boilerplate(facts), md_only=md_only
+    )
     return path
 
 
@@ -79,7 +91,9 @@ def _is_scan(name: str, by_step: dict[str, str]) -> bool:
     return any(run == name and step.endswith(("_prepare-dwi", "_find")) for step, run in by_step.items())
 
 
-def _run(name: str, done: bool, records: list[StepRecord], errors: list[dict[str, Any]], by_step: dict[str, str]) -> RunSummary:
+def _run(
+    name: str, done: bool, records: list[StepRecord], errors: list[dict[str, Any]], by_step: dict[str, str]
+) -> RunSummary:
     """One line of the table of runs."""
     mine = [record.facts for record in records if by_step.get(record.step) == name]
     failed = [error for error in errors if by_step.get(error["step"]) == name]
@@ -90,7 +104,10 @@ def _run(name: str, done: bool, records: list[StepRecord], errors: list[dict[str
     if "shape" in known:
         shown["matrix"] = " × ".join(map(str, known["shape"]))
         shown["voxel (mm)"] = " × ".join(f"{size:g}" for size in known["voxel_sizes"])
-        shown["shells"] = ", ".join(f"{shell['directions']} at b={shell['b']}" for shell in known["shells"]) + f", {known['n_b0']} at b=0"
+        shown["shells"] = (
+            ", ".join(f"{shell['directions']} at b={shell['b']}" for shell in known["shells"])
+            + f", {known['n_b0']} at b=0"
+        )
     if "gradients" in known:
         shown["gradient check"] = known["gradients"]["verdict"]
         shown["table used"] = known.get("gradients_used", "none")
@@ -122,7 +139,12 @@ def _reportlets(output_dir: Path, facts: Iterable[dict[str, Any]]) -> list[Repor
 
 def _provenance(ledger: Ledger, records: list[StepRecord]) -> dict[str, object]:
     plan = ledger.plan()
-    inputs = {path: digest for record in records for path, digest in record.inputs.items() if not Path(path).is_relative_to(ledger.output_dir)}
+    inputs = {
+        path: digest
+        for record in records
+        for path, digest in record.inputs.items()
+        if not Path(path).is_relative_to(ledger.output_dir)
+    }
     return {
         "run": plan["run_id"],
         "version": tractode.__version__,
