@@ -100,4 +100,4 @@ def test_gate(
     assert verdict.record()["dice"] is not None
     if passes:
         assert verdict.dice > 0.98
-        assert verdict.nmi > verdict.nmi_disturbed
+        assert verdict.difference < verdict.difference_disturbed

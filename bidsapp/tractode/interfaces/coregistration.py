@@ -28,10 +28,9 @@ class _Coregister(Step):
         space = f"{run.name}_dwi"
         moving, _ = read_image(Path(self.inputs.prepared["dwiref"]), space)
         moving_mask, _ = read_image(Path(self.inputs.prepared["mask"]), space)
-        transform = register_affine(
-            fixed.to(job.device), moving.to(job.device), dof=dof,
-            fixed_mask=fixed_mask.to(job.device), moving_mask=moving_mask.to(job.device),
-        )  # fmt: skip
+        transform = self._pose(
+            fixed.to(job.device), moving.to(job.device), fixed_mask.to(job.device), moving_mask.to(job.device), dof
+        )
         quality = assess(fixed, moving, transform, fixed_mask, moving_mask)
         write_transform_pair(
             writer, transform, fixed.grid, moving.grid,

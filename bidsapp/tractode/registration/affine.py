@@ -30,7 +30,7 @@ from tractode.ops import interpolate, smooth
 from tractode.registration.metrics.mutual_information import normalised_mutual_information, parzen, unit_range
 
 Dof = Literal["rigid", "similarity", "affine"]
-_N_PARAMETERS = {"rigid": 6, "similarity": 7, "affine": 12}
+N_PARAMETERS = {"rigid": 6, "similarity": 7, "affine": 12}
 # One unit of every parameter moves a point this far (mm) from the centre by about one millimetre.
 _RADIUS = 80.0
 
@@ -299,7 +299,7 @@ def _descend(
 
     result = minimize(
         evaluate,
-        np.zeros(_N_PARAMETERS[dof]),
+        np.zeros(N_PARAMETERS[dof]),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": settings.iterations, "ftol": 1e-7, "gtol": 1e-3},
