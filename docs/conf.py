@@ -16,6 +16,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "changes/README.md"]
+smartquotes = False  # "--option" must stay what one types
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 html_theme = "furo"

@@ -1,6 +1,7 @@
 """Tables that are read off the source when the documentation is built, so that they cannot be out of date.
 
-``error-table``: every stable error ID, its exit code, and what it says. ``registry-table``: what a registry lists.
+``error-table``: every stable error ID, its exit code, and what it says. ``option-table``: the command line.
+``registry-table``: what a registry lists.
 """
 
 from importlib import import_module
@@ -12,6 +13,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import tractode
 from tractode import errors
+from tractode.cli.parser import build_parser
 
 
 def error_rows() -> list[tuple[str, str, str]]:
@@ -30,6 +32,21 @@ def error_rows() -> list[tuple[str, str, str]]:
 class ErrorTable(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         return [table(("ID", "exit code", "what it says"), error_rows(), (25, 8, 67))]
+
+
+class OptionTable(SphinxDirective):
+    """Every option of ``tractode`` with all its spellings, group by group, as its parser has them."""
+
+    def run(self) -> list[nodes.Node]:
+        rows = []
+        for group in build_parser()._action_groups:
+            options = [action for action in group._group_actions if action.option_strings]
+            if options:
+                rows.append((str(group.title), "", ""))
+            for action in options:
+                value = action.metavar if isinstance(action.metavar, str) else ""
+                rows.append(("", f"{', '.join(action.option_strings)} {value}".strip(), action.help or ""))
+        return [table(("", "option", "what it does"), rows, (12, 38, 50))]
 
 
 class RegistryTable(SphinxDirective):
@@ -58,10 +75,18 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]], widths: tuple[int,
 
 
 def _row(cells: tuple[str, ...]) -> nodes.row:
-    return nodes.row("", *(nodes.entry("", nodes.paragraph("", cell)) for cell in cells))
+    return nodes.row("", *(nodes.entry("", _paragraph(cell)) for cell in cells))
+
+
+def _paragraph(cell: str) -> nodes.paragraph:
+    """Options and IDs are what one types or searches for: set as code."""
+    if cell.startswith(("-", "E-")):
+        return nodes.paragraph("", "", nodes.literal(text=cell))
+    return nodes.paragraph("", cell)
 
 
 def setup(app):
     app.add_directive("error-table", ErrorTable)
+    app.add_directive("option-table", OptionTable)
     app.add_directive("registry-table", RegistryTable)
     return {"parallel_read_safe": True}
