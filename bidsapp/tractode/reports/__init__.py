@@ -1,0 +1,1 @@
+"""Figures of fields and the pages that hold them, each one file without anything loaded from elsewhere."""
