@@ -191,6 +191,27 @@ def test_stop_on_first_crash(bids: Path, tmp_path: Path, app: App) -> None:
     assert "E-FAKE" in err
 
 
+def test_stop_on_first_crash_blames_nobody_else(
+    bids: Path, tmp_path: Path, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.chdir(tmp_path)
+    code, _, err = app(
+        {"01": "raise:InputDataError", "02": "sleep", "03": "ok"},
+        bids,
+        out,
+        "participant",
+        "--stop-on-first-crash",
+        "--nprocs",
+        "1",
+    )
+    assert code == 65
+    assert "sub-02 was not finished: another participant failed first" in err
+    assert not is_complete(out, "02")
+    assert leftovers(out) == []
+    assert not list(tmp_path.glob("crash-*")), "nipype's crash files stay in the work folder"
+
+
 def test_one_process_for_debugging(bids: Path, tmp_path: Path, app: App) -> None:
     words = [bids, tmp_path / "out", "participant", "--participant-label", "01", "--debug", "all"]
     assert app({"01": "ok"}, *words)[0] == 0

@@ -15,11 +15,15 @@ from tractode.errors import ConfigurationError
 from tractode.settings import Settings
 
 
-def run_workflow(workflow: Any, settings: Settings, log_file: Path, run_dir: Path) -> list[Failure]:
-    """Run every node that can run; returns those that failed. What is no node's failure is raised."""
+def configure(settings: Settings, run_dir: Path) -> None:
+    """nipype's configuration. Workflows and nodes copy it when they are made: it must be called before any is."""
     import nipype
 
     nipype.config.update_config({"execution": _execution(settings, run_dir), "monitoring": {"enabled": "false"}})
+
+
+def run_workflow(workflow: Any, settings: Settings, log_file: Path) -> list[Failure]:
+    """Run every node that can run; returns those that failed. What is no node's failure is raised."""
     plugin = make_plugin(settings, log_file)
     try:
         workflow.run(plugin=plugin)

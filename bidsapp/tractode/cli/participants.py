@@ -202,6 +202,9 @@ class _Run:
     def _compute(self, mine: Sequence[Participant], run_dir: Path) -> None:
         from nipype.pipeline import engine as pe
 
+        from tractode.cli.engine import configure, run_workflow
+
+        configure(self.settings, run_dir)
         workflow = pe.Workflow(name="tractode", base_dir=str(run_dir))
         owners: dict[str, str] = {}
         for participant in mine:
@@ -220,12 +223,28 @@ class _Run:
         )
         if not owners:
             return
-        from tractode.cli.engine import run_workflow
-
-        failures = run_workflow(workflow, self.settings, self.log_file, run_dir)
+        failures = run_workflow(workflow, self.settings, self.log_file)
         for failure in failures:
             label = next(owners[part] for part in failure.node.split(".") if part in owners)
             self._record(label, failure)
+        if failures and self.settings.stop_on_first_crash:
+            self._tell_the_stopped(mine)
+
+    def _tell_the_stopped(self, mine: Sequence[Participant]) -> None:
+        """Participants that a failure of another's stopped are not at fault: they say so, with that failure's code."""
+        ledgers = [Ledger(self.settings.output_dir, participant.label, self.run_id) for participant in mine]
+        causes = [error for ledger in ledgers for error in ledger.errors()]
+        for ledger in ledgers:
+            if ledger.errors() or not ledger.unkept():
+                continue
+            error = TractodeError(
+                f"sub-{ledger.participant} was not finished: another participant failed first",
+                id="E-RUN-STOPPED",
+                needed="no failure, with --stop-on-first-crash",
+                fix="mend the failure or leave out --stop-on-first-crash; the same command goes on from here",
+            )
+            error.exit_code = int(causes[0]["exit_code"])
+            ledger.record_error("stopped", error)
 
     def _part(self, participant: Participant, run_dir: Path) -> Any:
         """A participant's workflow, or ``None`` where it cannot be laid out; what was found unusable is recorded."""
