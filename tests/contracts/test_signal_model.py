@@ -149,6 +149,11 @@ def test_too_small_a_table_raises_and_says_why(model: SignalModel, kind: str) ->
         ),
     }[kind]
     reason = model.why_not(gtab)
+    if reason is None and kind != "no weighting":
+        # A model with few unknowns may do with this table; then it must do.
+        params = model.example(seed=8)
+        torch.testing.assert_close(model.fit(model.predict(params, gtab), gtab), params, rtol=1e-6, atol=1e-9)
+        return
     assert reason
     with pytest.raises(InputDataError) as caught:
         model.fit(torch.ones(2, len(gtab), dtype=torch.float64), gtab)

@@ -10,7 +10,8 @@ import torch
 from tractode.errors import UsageError
 from tractode.fields import DWI, GradientTable, ImageGrid
 from tractode.ops import sphere
-from tractode.preprocess.gradient_check import apply_fix, candidate_fixes, check_gradients
+from tractode.preprocess.gradient_check import check_gradients
+from tractode.preprocess.gradient_fixes import apply_fix, candidate_fixes
 
 SHAPE = (26, 24, 22)
 WRONG = [name for name in candidate_fixes() if name != "identity"]

@@ -59,7 +59,7 @@ def check_apart(settings: Settings) -> None:
             relation = "is" if folder == bids_dir else "lies inside"
             raise OutputError(
                 f"The {what} folder {relation} the input {bids_dir}",
-                id=f"E-OUT-{what.upper()}-IN-INPUT",
+                id="E-OUT-OUTPUT-IN-INPUT" if what == "output" else "E-OUT-WORK-IN-INPUT",
                 path=given,
                 needed="a folder outside the input dataset, which is never written to",
                 fix=f"give another folder, for example {bids_dir.parent / ('derivatives-tractode' if what == 'output' else 'work')}",

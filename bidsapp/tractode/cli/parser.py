@@ -171,7 +171,7 @@ def _check_conflicts(values: dict[str, Any], asked: frozenset[str], notes: list[
 
 def _read_filters(path: Path) -> dict[str, Any]:
     try:
-        filters = json.loads(_text_of(path, "filter"))
+        filters = json.loads(_text_of(path, "filter", "E-FILTER-FILE"))
     except json.JSONDecodeError as error:
         raise ConfigurationError(
             f"The filter file is not JSON (line {error.lineno}, column {error.colno}: {error.msg})",
@@ -194,7 +194,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        table = tomllib.loads(_text_of(path, "configuration"))
+        table = tomllib.loads(_text_of(path, "configuration", "E-CONFIG-FILE"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(
             f"The configuration file is not TOML ({error})",
@@ -223,14 +223,14 @@ def _reread(action: argparse.Action, value: Any) -> Any:
     return read(str(value))
 
 
-def _text_of(path: Path, what: str) -> str:
+def _text_of(path: Path, what: str, id: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise MissingInputError(
             f"The {what} file cannot be read ({reason})",
-            id=f"E-{what[:6].upper()}-FILE",
+            id=id,
             path=path,
             needed="a text file that exists",
         ) from None

@@ -1,0 +1,1 @@
+"""Scores against truth: tractometer, overlap, folding, quality of a registration, agreement of tractograms."""

@@ -105,7 +105,7 @@ def _hollow(
     reference = mind.describe(_on(_smooth(fixed), points))
     soft = _smooth(moving)
     centre = points[inside].mean(0)
-    scores = []
+    scores: list[float] = []
     for matrix in _disturbances(centre):
         there = transform.map(aff.apply_affine(matrix, points))
         keep = inside & interpolate.inside(moving.grid.shape, moving.grid.to_voxel(there), margin=0.5)

@@ -17,6 +17,7 @@ from tractode.interfaces.step import Step, StepInputSpec, save_reportlets
 from tractode.interfaces.transforms import write_transform_pair
 from tractode.io.nifti import read_image
 from tractode.registration.affine import Dof, register_affine
+from tractode.registration.refine import refine
 from tractode.reports import figures_registration
 
 

@@ -18,7 +18,8 @@ from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write
 from tractode.io.dwi import IngestPolicy, check_brain, read_dwi
 from tractode.io.gradients import write_gradients, write_mrtrix_gradients
 from tractode.io.nifti import read_image
-from tractode.preprocess.gradient_check import GradientVerdict, Verdict, apply_fix, check_gradients
+from tractode.preprocess.gradient_check import GradientVerdict, Verdict, check_gradients
+from tractode.preprocess.gradient_fixes import apply_fix
 from tractode.preprocess.mask import brain_mask, dwi_reference
 from tractode.reports import figures_gradients, figures_slices
 

@@ -55,9 +55,9 @@ def load_builtin(name: Kind, resolution: float = 1.0) -> Image:
             return mask
         soft = _at(Image(whole.grid, mask.values.float()), resolution)
         return Image(soft.grid, soft.values > 0.5)
-    source = nibabel.load(builtin_path(name))
+    source = nibabel.Nifti1Image.from_filename(builtin_path(name))
     values = np.asarray(source.dataobj, dtype=np.float32) / 255.0
-    grid = ImageGrid(source.shape, torch.from_numpy(source.affine), SPACE)
+    grid = ImageGrid((source.shape[0], source.shape[1], source.shape[2]), torch.from_numpy(source.affine), SPACE)
     image = Image(grid, torch.from_numpy(values)[None])
     return image if resolution == 1.0 else _at(image, resolution)
 

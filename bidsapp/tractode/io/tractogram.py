@@ -181,7 +181,7 @@ def _read_tck(path: Path, space: str) -> tuple[Streamlines, list[TractogramNote]
             "E-TRACT-END",
             "one row of infinity, the last one: the file is truncated, damaged, or of the other byte order",
         )
-    is_mark = np.isnan(rows[:-1]).all(axis=1)
+    is_mark: NDArray[np.bool_] = np.asarray(np.isnan(rows[:-1]).all(axis=1))
     if len(is_mark) and not is_mark[-1]:
         raise _invalid(
             path, "The last streamline has no end", "E-TRACT-TRUNCATED", "a row of NaN after each streamline"

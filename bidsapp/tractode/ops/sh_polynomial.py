@@ -97,7 +97,8 @@ def dot(first: Float[Tensor, "3 m"], second: Float[Tensor, "3 m"]) -> Float[Tens
 @cache
 def _rows(n_weights: int) -> tuple[tuple[int, int, int], ...]:
     """For each component of the contracted degree: the indices of its xx, xy (then xz) and yy (then yz, zz) parents."""
-    rows, s = [], 0
+    rows: list[tuple[int, int, int]] = []
+    s = 0
     while len(rows) < n_weights:
         rows += [(k, k + s + 1, k + 2 * s + 3) for k in range(s * (s + 1) // 2, (s + 1) * (s + 2) // 2)]
         s += 1

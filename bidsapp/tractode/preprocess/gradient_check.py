@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tractode.errors import UsageError
 from tractode.fields import DWI, GradientTable
 from tractode.models.dti import DTI
 from tractode.ops import affine as aff
 from tractode.ops import symmetric
+from tractode.preprocess.gradient_fixes import candidate_fixes, in_scanner
 from tractode.preprocess.mask import brain_mask, dwi_reference
 
 
@@ -80,58 +80,6 @@ class GradientVerdict:
             "margin_bounds": list(self.margin_bounds),
             "stages": [asdict(s) for s in self.stages],
         }
-
-
-def candidate_fixes() -> dict[str, Float[Tensor, "3 3"]]:
-    """The 24 signed permutations of a bvec file's rows that differ as axes: ``identity`` first.
-
-    ``swapxy_flipz`` means: exchange rows x and y, then change the sign of the new z. ``cyclexyz`` takes the rows
-    y, z, x as the new x, y, z, and ``cyclexzy`` the rows z, x, y.
-    """
-    words: dict[tuple[int, ...], str] = {
-        (0, 1, 2): "",
-        (1, 0, 2): "swapxy",
-        (2, 1, 0): "swapxz",
-        (0, 2, 1): "swapyz",
-        (1, 2, 0): "cyclexyz",
-        (2, 0, 1): "cyclexzy",
-    }
-    fixes: dict[str, Float[Tensor, "3 3"]] = {}
-    for order in sorted(permutations(range(3)), key=lambda order: list(words).index(order)):
-        # A change of all three signs is none: directions are axes. One flip at most tells the four classes apart.
-        for flips in [(1, 1, 1), (-1, 1, 1), (1, -1, 1), (1, 1, -1)]:
-            name = "_".join(
-                part for part in (words[order], *("flip" + "xyz"[i] for i in range(3) if flips[i] < 0)) if part
-            )
-            matrix = torch.zeros(3, 3, dtype=torch.float64)
-            for row, column in enumerate(order):
-                matrix[row, column] = flips[row]
-            fixes[name or "identity"] = matrix
-    return fixes
-
-
-def apply_fix(gtab: GradientTable, affine: Float[Tensor, "4 4"], name: str) -> GradientTable:
-    """The table after one of `candidate_fixes` was applied to its bvec file; raises `UsageError` for another name."""
-    fixes = candidate_fixes()
-    if name not in fixes:
-        raise UsageError(
-            f"There is no gradient fix named {name!r}",
-            id="E-CLI-GRADIENT-FIX",
-            needed="one of " + ", ".join(list(fixes)[1:]),
-        )
-    return gtab.rotated(_in_scanner(fixes[name], affine))
-
-
-def _file_axes(affine: Float[Tensor, "4 4"]) -> Float[Tensor, "3 3"]:
-    """``R F``: takes a vector of a bvec file to the scanner frame (HOUSE §3)."""
-    axes = aff.axis_directions(affine)
-    flip = axes.new_tensor([-1.0, 1.0, 1.0]) if float(torch.det(axes)) > 0 else torch.ones(3).to(axes)
-    return axes * flip
-
-
-def _in_scanner(change: Float[Tensor, "3 3"], affine: Float[Tensor, "4 4"]) -> Float[Tensor, "3 3"]:
-    axes = _file_axes(affine)
-    return axes @ change @ torch.linalg.inv(axes)
 
 
 def check_gradients(dwi: DWI, generator: torch.Generator, settings: CheckSettings | None = None) -> GradientVerdict:
@@ -244,7 +192,7 @@ def _check_coherence(
         message = f"Only {n} voxels have FA > {settings.fa_threshold}; at least {settings.fewest_voxels} are needed to compare tables"
         return Stage("coherence", None, message, {"n_voxels": n}), {}, (0.0, 0.0)
     fixes = candidate_fixes()
-    changes = {name: _in_scanner(fix, dwi.grid.affine) for name, fix in fixes.items()}
+    changes = {name: in_scanner(fix, dwi.grid.affine) for name, fix in fixes.items()}
     changes |= _frame_changes(dwi, fixes, settings)
     matrices = torch.stack(list(changes.values()))
     sums = _block_scores(dwi, index[fibrous], vectors[fibrous, :, 0], fa[fibrous], matrices, settings)
@@ -259,7 +207,7 @@ def _frame_changes(dwi: DWI, fixes: dict[str, Tensor], settings: CheckSettings) 
         return {}
     changes = {}
     for name, fix in fixes.items():
-        scanner = _in_scanner(fix, dwi.grid.affine)
+        scanner = in_scanner(fix, dwi.grid.affine)
         changes[f"scanner-frame:{name}"] = tilt.mT @ scanner
         changes[f"rotated-twice:{name}"] = tilt @ scanner
     return changes

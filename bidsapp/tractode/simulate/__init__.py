@@ -1,0 +1,1 @@
+"""Simulated participants with known truth: anatomy, bundles, tissues, signal, warp."""

@@ -176,9 +176,8 @@ def _background(
         around.index_add_(
             0, one.index, one.occupancy[:, None] * symmetric.from_matrix(one.axis[:, :, None] * one.axis[:, None, :])
         )
-    wide = smooth.gaussian(
-        around.mT.reshape(6, *grid.shape), tuple(settings.background_mm / edge for edge in size), border="zero"
-    )  # type: ignore[arg-type]
+    sigma = [settings.background_mm / edge for edge in size]
+    wide = smooth.gaussian(around.mT.reshape(6, *grid.shape), (sigma[0], sigma[1], sigma[2]), border="zero")
     along = wide.reshape(6, -1).mT
     out = _radial(grid, fractions[WHITE].reshape(grid.shape), settings.radial_mm)
     index = ((rest > 0) & (fractions[WHITE] > 0.01)).nonzero().ravel()

@@ -201,11 +201,11 @@ def _write_truth(out: Path, label: str, made: Participant) -> None:
                 }
             },
         )
-    for name, bundle in made.bundles.items():
-        with atomic_path(path("dwi", "tractogram", ".trx", tract=name)) as temporary:
+    for tract, bundle in made.bundles.items():
+        with atomic_path(path("dwi", "tractogram", ".trx", tract=tract)) as temporary:
             write_tractogram(temporary, bundle.streamlines, grid)
         for desc, mask in (("bundle", bundle.mask), ("start", bundle.start), ("end", bundle.end)):
-            _image(path("dwi", "mask", ".nii.gz", tract=name, desc=desc), Image(grid, mask[None]))
+            _image(path("dwi", "mask", ".nii.gz", tract=tract, desc=desc), Image(grid, mask[None]))
 
 
 def _coarse(grid: ImageGrid) -> ImageGrid:
