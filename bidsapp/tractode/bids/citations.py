@@ -119,7 +119,7 @@ def _model_text(model: Mapping[str, Any]) -> str:
         )
     if label == "csd":
         return (
-            "Fibre orientation distributions were estimated by constrained, super-resolved spherical deconvolution of one shell "
+            "Fibre orientation distributions were estimated by constrained spherical deconvolution of one shell, super-resolved where it has fewer directions than coefficients, "
             f"{_cite('tournier2007')}, with a single-fibre response estimated from the data {_cite('tournier2013')}; "
             f"conventions follow MRtrix3 {_cite('tournier2019')}."
         )
@@ -153,7 +153,8 @@ def _registration_text(templates: Sequence[str]) -> str:
     return (
         f"Images were registered to {named} by an affine transform that maximises normalised mutual information "
         f"{_cite('studholme1999')}; with an anatomical image, followed by the flow of a stationary velocity field {_cite('arsigny2006')} "
-        f"that aligns modality-independent neighbourhood descriptors {_cite('heinrich2012')}. Transforms were composed and applied once."
+        f"that aligns modality-independent neighbourhood descriptors {_cite('heinrich2012')}, and mean b=0 images were aligned rigidly with it "
+        "by the same descriptors. Transforms were composed and applied once."
     )
 
 

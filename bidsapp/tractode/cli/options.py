@@ -174,7 +174,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         dest="omp_nthreads",
         type=whole(1),
         metavar="N",
-        help="threads per process (default: --nprocs, at most 8)",
+        help="threads per process (default: half of --nprocs, at least 1, at most 8)",
     )
     add(
         "--mem",

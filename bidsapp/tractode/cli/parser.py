@@ -126,7 +126,7 @@ def _settled(values: dict[str, Any], asked: frozenset[str], notes: list[str]) ->
         if name in values:
             values[name] = tuple(dict.fromkeys(values[name]))
     values.setdefault("nprocs", environment.count_cpus())
-    values.setdefault("omp_nthreads", min(values["nprocs"], _MAX_THREADS))
+    values.setdefault("omp_nthreads", max(1, min(values["nprocs"] // 2, _MAX_THREADS)))
     if values["omp_nthreads"] > values["nprocs"]:
         notes.append(
             f"--omp-nthreads {values['omp_nthreads']} is more than --nprocs {values['nprocs']}; {values['nprocs']} threads are used."

@@ -34,6 +34,7 @@ class CSD(OrientationModel):
 
     response: Response | None = None
     order: int = 8
+    n_directions: int | None = None  # of the scan it was made for: fewer than coefficients means super-resolved
 
     label: ClassVar[str] = "csd"
     citation: ClassVar[str] = "Tournier2007"
@@ -45,7 +46,8 @@ class CSD(OrientationModel):
     @classmethod
     def for_data(cls, signal: Float[Tensor, "v n"], gtab: GradientTable) -> CSD:
         """With the response estimated from the scan; raises `InputDataError` where there is none to be found."""
-        return cls(estimate_response(signal, gtab, cls._checked_shell(gtab)))
+        shell = cls._checked_shell(gtab)
+        return cls(estimate_response(signal, gtab, shell), n_directions=len(shell))
 
     @classmethod
     def shell(cls, gtab: GradientTable) -> Int[Tensor, " m"] | None:
@@ -79,12 +81,12 @@ class CSD(OrientationModel):
         return shell
 
     def facts(self) -> dict[str, Any]:
-        known = (
-            {}
-            if self.response is None
-            else {"ResponseFunction": self.response.facts(), "Shell": round(self.response.b)}
-        )
-        return {"Order": self.order, "NonNegativityConstraint": "hard", "SuperResolved": True, **known}
+        facts: dict[str, Any] = {"Order": self.order, "NonNegativityConstraint": "hard"}
+        if self.n_directions is not None:
+            facts |= {"Directions": self.n_directions, "SuperResolved": self.n_directions < sh.n_coefficients(self.order)}
+        if self.response is not None:
+            facts |= {"ResponseFunction": self.response.facts(), "Shell": round(self.response.b)}
+        return facts
 
     def _response_for(self, gtab: GradientTable, shell: Int[Tensor, " m"]) -> Response:
         if self.response is not None:
