@@ -46,7 +46,6 @@ class _Coregister(Step):
         )  # fmt: skip
         save_reportlets(writer, job.participant, [figure])
 
-
     def _pose(self, fixed: Image, moving: Image, fixed_mask: Image, moving_mask: Image, dof: Dof) -> Affine:
         return register_affine(fixed, moving, dof=dof, fixed_mask=fixed_mask, moving_mask=moving_mask)
 

@@ -72,6 +72,8 @@ def methods(records: Iterable[StepRecord]) -> dict[str, Any]:
             facts["keys"].append(known["citation"])
         if "template" in known and "folding" in known:
             facts["templates"].append(known["template"])
+        if known.get("dof") == "affine":  # no anatomy: the scan itself went to the template
+            facts["templates"].append(known["target"])
     return facts
 
 
