@@ -25,8 +25,8 @@ test: install
 	$(BIN)/python -m pytest -n 2
 
 lint: install
-	$(BIN)/ruff format --check bidsapp tests benchmarks
-	$(BIN)/ruff check bidsapp tests benchmarks
+	$(BIN)/ruff format --check bidsapp tests benchmarks docs
+	$(BIN)/ruff check bidsapp tests benchmarks docs
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/codespell

@@ -83,7 +83,10 @@ class CSD(OrientationModel):
     def facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"Order": self.order, "NonNegativityConstraint": "hard"}
         if self.n_directions is not None:
-            facts |= {"Directions": self.n_directions, "SuperResolved": self.n_directions < sh.n_coefficients(self.order)}
+            facts |= {
+                "Directions": self.n_directions,
+                "SuperResolved": self.n_directions < sh.n_coefficients(self.order),
+            }
         if self.response is not None:
             facts |= {"ResponseFunction": self.response.facts(), "Shell": round(self.response.b)}
         return facts
