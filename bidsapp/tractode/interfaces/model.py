@@ -9,7 +9,7 @@ from nipype.interfaces.base import traits
 
 from tractode.bids import sidecar
 from tractode.bids.manifest import StepWriter
-from tractode.contracts import MapSpec, SignalModel
+from tractode.contracts import MapSpec, OrientationModel, SignalModel
 from tractode.errors import InputDataError
 from tractode.fields import Image, ShField
 from tractode.fields.sh import order_of
@@ -89,16 +89,24 @@ class FitModel(Step):
 def _figures(kind: type[SignalModel], maps: dict[str, Image], mask: Image, run: str) -> list[Reportlet]:
     """One picture a scalar map; colours where there is a direction; glyphs where there are harmonics."""
     figures = []
+    section = "fod" if issubclass(kind, OrientationModel) else kind.label
     for spec in kind.maps:
         image = maps[spec.param]
         if spec.components == "scalar" and spec.invariant:
             figures.append(
                 figures_slices.scalar_map(
-                    image, mask, spec.param, description=spec.description, units=spec.units, run=run, model=kind.label
-                )
+                    image,
+                    mask,
+                    spec.param,
+                    description=spec.description,
+                    units=spec.units,
+                    run=run,
+                    model=kind.label,
+                    section=section,
+                )  # fmt: skip
             )
         elif spec.components == "unit3vector" and "fa" in maps:
-            figures.append(figures_slices.colour_fa(maps["fa"], image, mask, run=run))
+            figures.append(figures_slices.colour_fa(maps["fa"], image, mask, run=run, section=section))
         elif spec.components == "sh":
             field = ShField(image.grid, image.values, order_of(image.values.shape[0]))
             figures += figures_glyphs.fod_glyphs(field, maps.get("afd", mask), mask, run=run)

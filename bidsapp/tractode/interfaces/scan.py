@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,10 +18,12 @@ from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write
 from tractode.io.dwi import IngestPolicy, check_brain, read_dwi
 from tractode.io.gradients import write_gradients, write_mrtrix_gradients
 from tractode.io.nifti import read_image
+from tractode.models.dti import DTI
 from tractode.preprocess.gradient_check import GradientVerdict, Verdict, check_gradients
 from tractode.preprocess.gradient_fixes import apply_fix
 from tractode.preprocess.mask import brain_mask, dwi_reference
 from tractode.reports import figures_gradients, figures_slices
+from tractode.reports.reportlet import Reportlet
 
 
 class PrepareDwiInputSpec(StepInputSpec):
@@ -100,6 +102,8 @@ class PrepareDwi(Step):
                 {"b = 0": brain.where(b0, torch.nan), "diffusion-weighted": brain.where(~b0, torch.nan)}, run=run.name
             ),
         ]  # fmt: skip
+        if verdict.suggested_fix is not None:
+            figures += _compared(scan, verdict.suggested_fix, run.name)
         save_reportlets(writer, self.inputs.job.participant, figures)
 
     def _judged(self, scan: DWI, verdict: GradientVerdict, writer: StepWriter) -> DWI:
@@ -114,13 +118,16 @@ class PrepareDwi(Step):
         if self.inputs.accept_gradients:
             writer.facts["gradients_used"] = "as read although the check failed, as asked with --accept-gradients"
             return scan
+        suggested = verdict.suggested_fix
+        ways = ["correct the table", "--accept-gradients to use it as it is"]
+        if suggested is not None:
+            ways.insert(1, f"--apply-gradient-fix {suggested}, if the pictures in the report agree that it is right")
         raise InputDataError(
             f"The gradient table does not fit the image: {verdict.reason}",
             id="E-GRAD-FRAME",
             path=self.inputs.run.bvec,
             needed="directions in the frame BIDS defines, so that neighbouring voxels' fibres line up",
-            fix=f"correct the table (the check suggests {verdict.suggested_fix!r}); or, after looking at the pictures in the report, "
-            f"--apply-gradient-fix {verdict.suggested_fix} or --accept-gradients",
+            fix="; or ".join(ways),
         )
 
     def _write_scan(self, writer: StepWriter, scan: DWI, reference: Image) -> None:
@@ -167,6 +174,22 @@ class PrepareDwi(Step):
             derivative(entities, extension=".b", **name),
             lambda path: write_mrtrix_gradients(scan.gtab, path),
         )
+
+
+def _compared(scan: DWI, fix: str, run: str) -> list[Reportlet]:
+    """Colour FA with the table as read and with the fix that the check suggests, for a person to judge."""
+    mask = Image(scan.grid, scan.mask[None])
+    tables = {"as read": scan.gtab, f"after {fix}": apply_fix(scan.gtab, scan.grid.affine, fix)}
+    figures = []
+    for number, (label, gtab) in enumerate(tables.items()):
+        model = DTI(fit_method="ols")
+        maps = model.to_maps(model.fit(scan.voxels(), gtab))
+        figure = figures_slices.colour_fa(
+            scan.unravel(maps["fa"]), scan.unravel(maps["direction"]), mask, run=run, section="gradients"
+        )
+        name = figure.name.replace("desc-colourfa", f"desc-gradients{number}colourfa")
+        figures.append(replace(figure, name=name, title=f"Colour FA, table {label}"))
+    return figures
 
 
 # What we wrote ourselves needs no judging again: its b=0 volumes have b-value 0 and nothing else has.

@@ -141,17 +141,25 @@ def verdict_table(record: Mapping[str, object], *, run: str = "", section: str =
     """The record of the gradient check, every value shown as it was written."""
     verdict = str(record.get("verdict", "not run")).upper()
     tone = {"PASS": "good", "FAIL": "bad"}.get(verdict, "unsure")
-    rows = "".join(
-        f"<tr><th>{escape(str(key).replace('_', ' '))}</th><td>{_value(value)}</td></tr>"
-        for key, value in record.items()
-        if key != "verdict"
+    shown = {key: value for key, value in record.items() if key != "verdict"}
+    long = {key: shown.pop(key) for key in ("stages", "scores") if key in shown}
+    body = (
+        f'<p><span class="badge {tone}">{escape(verdict)}</span></p><div class="scroll">{_facts(shown)}'
+        f"<details><summary>Stages and scores of all tables</summary>{_facts(long)}</details></div>"
     )
-    body = f'<p><span class="badge {tone}">{escape(verdict)}</span></p><div class="scroll"><table class="facts">{rows}</table></div>'
     said = (
         "The check asks whether another permutation or sign of the axes would make the principal directions run more coherently "
         "through white matter. PASS: none does. FAIL: one clearly does. INCONCLUSIVE: the data cannot tell. Nothing is ever changed silently."
     )
     return Reportlet(stem(run, "gradientcheck", "dwi"), section, "Gradient check", said, body, "html", run)
+
+
+def _facts(record: Mapping[str, object]) -> str:
+    rows = "".join(
+        f"<tr><th>{escape(str(key).replace('_', ' '))}</th><td>{_value(value)}</td></tr>"
+        for key, value in record.items()
+    )
+    return f'<table class="facts">{rows}</table>'
 
 
 def _value(value: object) -> str:
