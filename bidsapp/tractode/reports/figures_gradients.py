@@ -142,7 +142,7 @@ def verdict_table(record: Mapping[str, object], *, run: str = "", section: str =
     verdict = str(record.get("verdict", "not run")).upper()
     tone = {"PASS": "good", "FAIL": "bad"}.get(verdict, "unsure")
     shown = {key: value for key, value in record.items() if key != "verdict"}
-    long = {key: shown.pop(key) for key in ("stages", "scores") if key in shown}
+    long: dict[str, object] = {key: shown.pop(key) for key in ("stages", "scores") if key in shown}
     body = (
         f'<p><span class="badge {tone}">{escape(verdict)}</span></p><div class="scroll">{_facts(shown)}'
         f"<details><summary>Stages and scores of all tables</summary>{_facts(long)}</details></div>"
