@@ -351,12 +351,29 @@ def test_filters_that_match_nothing_or_make_no_sense(dataset: Path) -> None:
             find_participants(dataset, filters=filters)
 
 
+def test_a_participant_without_dwi_among_others(dataset: Path) -> None:
+    (dataset / "sub-09" / "anat").mkdir(parents=True)
+    found = find_participants(dataset)
+    assert "09" not in [participant.label for participant in found.participants]
+    assert [note.message for note in found.notes if note.id == "W-DATA-NODWI"] == [
+        "1 participant(s) without a dwi image are left out: sub-09"
+    ]
+    (failure,) = find_participants(dataset, participants=["01", "09"]).failures
+    assert (failure.name, failure.error.id, failure.error.exit_code) == ("sub-09", "E-DATA-NODWI", 66)
+
+
+def test_a_folder_in_place_of_a_run(dataset: Path) -> None:
+    (dataset / "sub-09/dwi/sub-09_dwi.nii.gz").mkdir(parents=True)
+    (failure,) = find_participants(dataset, participants=["09"]).failures
+    assert (failure.name, failure.error.id) == ("sub-09", "E-FILE-KIND")
+
+
 def test_no_dwi_at_all(dataset: Path) -> None:
     _write(dataset / "sub-05/anat/sub-05_T1w.nii.gz")
     with pytest.raises(MissingInputError) as caught:
         find_participants(dataset, participants=["05"])
     assert caught.value.exit_code == 66
-    assert len(find_participants(dataset).participants) == 3
+    assert len(find_participants(dataset).participants) == 2
 
 
 def test_anatomy_is_chosen_by_a_stated_rule(dataset: Path) -> None:

@@ -174,7 +174,7 @@ class Ledger:
             "run_id": self.run_id,
             "version": tractode.__version__,
             "code_sha256": code_hash(),
-            "complete": not self.unkept(),
+            "complete": bool(self.plan()["steps"]) and not self.unkept(),
             "outputs": {path: digest for record in records for path, digest in sorted(record.outputs.items())},
             "steps": {r.step: {"inputs": r.inputs, "key": r.key, "seconds": r.seconds} for r in records},
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def find_participants(
         ignored += left_aside + reader.ignored
         notes += reader.notes
     _check_something_found(found, bids_dir, wanted_sessions, index, ignored)
+    found, more = _without_dwi(found, bids_dir, are_asked_for=bool(participants))
+    notes += more
     return Discovery(tuple(found), tuple(sorted(ignored, key=lambda file: file.path)), tuple(notes))
 
 
@@ -133,7 +136,7 @@ class _Reader:
         self.anat_errors: dict[Path, TractodeError] = {}
 
     def read(self) -> Participant:
-        images = [file for file in self.files if file.extension in IMAGES]
+        images = [file for file in self.files if file.extension in IMAGES and self._is_file(file)]
         anats = self._anats([image for image in images if image.datatype == "anat"])
         if self._is_mixed():
             runs: list[DwiRun] = []
@@ -145,6 +148,17 @@ class _Reader:
         self._leave_unused_companions()
         self._check_phase_encoding(kept)
         return Participant(self.label, tuple(anats), tuple(kept), tuple(fmaps), tuple(self.failures))
+
+    def _is_file(self, image: ScannedFile) -> bool:
+        """A folder in place of a run is that run's failure: no index of files knows it."""
+        if not image.path.is_dir():
+            return True
+        self.used.add(image.path)
+        try:
+            check_fetched(image.path)
+        except InputDataError as error:
+            self.failures.append(Failure(image.stem, error))
+        return False
 
     def _runs(self, images: list[ScannedFile]) -> list[DwiRun]:
         by_name: dict[str, list[ScannedFile]] = defaultdict(list)
@@ -330,6 +344,33 @@ def _check_something_found(
         needed="sub-*/[ses-*/]dwi/*_dwi.nii.gz",
         fix="see --dry-run for the files that were found and why they were left aside",
     )
+
+
+def _without_dwi(
+    found: list[Participant], bids_dir: Path, *, are_asked_for: bool
+) -> tuple[list[Participant], list[Note]]:
+    """Participants without any run, among others that have some: asked for by name they fail, else they are left out."""
+    kept: list[Participant] = []
+    left_out: list[str] = []
+    for participant in found:
+        if participant.runs or participant.failures:
+            kept.append(participant)
+        elif are_asked_for:
+            name = f"sub-{participant.label}"
+            error = MissingInputError(
+                f"There is no dwi image for {name} among the sessions and files asked for",
+                id="E-DATA-NODWI",
+                path=bids_dir / name,
+                needed=f"{name}/[ses-*/]dwi/*_dwi.nii.gz",
+                fix="leave this participant out, or see --dry-run for the files that were left aside",
+            )
+            kept.append(replace(participant, failures=(Failure(name, error),)))
+        else:
+            left_out.append(f"sub-{participant.label}")
+    if not left_out:
+        return kept, []
+    shown = ", ".join(left_out[:8]) + (" …" if len(left_out) > 8 else "")
+    return kept, [warning("W-DATA-NODWI", f"{len(left_out)} participant(s) without a dwi image are left out: {shown}")]
 
 
 def _sessions_of(ignored: list[IgnoredFile]) -> list[str]:

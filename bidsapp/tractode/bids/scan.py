@@ -81,7 +81,7 @@ def _scan_datatype(
 ) -> None:
     for entry in _entries(folder):
         path = folder / entry.name
-        if entry.is_dir():
+        if entry.is_dir() and not (folder.name == "dwi" and entry.name.endswith(tuple(f"_dwi{end}" for end in IMAGES))):
             ignored.append(_ignore(bids_dir, path, "a folder inside a modality folder", is_folder=True))
             continue
         parsed = names.parse(entry.name)
@@ -101,7 +101,7 @@ def _why_junk(entry: os.DirEntry[str]) -> str:
         return "a hidden file"
     if entry.name.endswith("~") or entry.name.endswith((".bak", ".tmp", ".swp")):
         return "a backup or temporary file"
-    if not entry.is_file() and not entry.is_symlink():
+    if not entry.is_file() and not entry.is_symlink() and not entry.is_dir():
         return "not a regular file"
     return ""
 

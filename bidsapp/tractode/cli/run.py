@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from tractode.cli import environment
 from tractode.cli.signals import Stopped, stoppable
-from tractode.errors import InputOutputError, InternalError, OutOfMemoryError, TractodeError
+from tractode.errors import InternalError, OutOfMemoryError, TractodeError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,17 +59,9 @@ def _bug(error: BaseException) -> InternalError:
 
 
 def _of_system(error: OSError) -> TractodeError:
-    where = error.filename or None
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-        return InputOutputError(
-            f"Reading or writing failed ({error.strerror})",
-            id="E-IO",
-            path=where,
-            fix="free space or check the disk, and run the same command again; it resumes",
-        )
-    if error.errno == errno.ENOMEM:
-        return OutOfMemoryError(f"Memory ran out ({error.strerror})", id="E-MEM-MAIN", fix="give more memory")
-    return _bug(error)
+    from tractode.io.system_errors import translated
+
+    return translated(error) or _bug(error)
 
 
 def _report(error: TractodeError, arguments: list[str], cause: BaseException | None = None) -> int:

@@ -18,6 +18,7 @@ from tractode.bids.names import FIGURES, derivative
 from tractode.errors import InternalError, OutOfMemoryError, TractodeError
 from tractode.fields import Image
 from tractode.io.nifti import write_image
+from tractode.io.system_errors import translated
 from tractode.reports.reportlet import Reportlet
 
 
@@ -76,37 +77,46 @@ class Step(SimpleInterface):
         step: str = self.inputs.step
         torch.set_num_threads(job.omp_nthreads)
         ledger = job.ledger()
+        facts: dict[str, Any] = {}
         try:
             inputs, parameters = self.needs(), self.parameters()
             record = ledger.reusable(step, inputs, parameters)
             if record is None:
                 with ledger.writing(step, inputs, parameters) as writer:
+                    facts = writer.facts
                     self.compute(writer)
                 record = ledger.record(step)
-        except TractodeError as error:
-            ledger.record_error(step, error, getattr(error, "facts", None))
-            raise
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            failure = OutOfMemoryError(
-                f"Memory ran out in {step} ({error})",
-                id="E-MEMORY",
-                fix="give more memory, or fewer processes with --nprocs",
-            )
-            ledger.record_error(step, failure)
-            raise failure from error
         except Exception as error:
-            ledger.record_error(
-                step,
-                InternalError(
-                    f"{step} failed: {type(error).__name__}: {error}", id="E-BUG", fix="report it with the crash bundle"
-                ),
-            )
-            raise
+            failure = self._failure(error)
+            # With what was found out before it failed: a refused run shows why in the report.
+            ledger.record_error(step, failure, facts)
+            if failure is error:
+                raise
+            raise failure from error
         if record is None:
             raise InternalError(f"The record of {step} vanished while it was written", id="E-BUG-RECORD")
         self._results["outputs"] = ledger.absolute(record)
         self._results["facts"] = record.facts
         return runtime
+
+    def _failure(self, error: Exception) -> TractodeError:
+        """The error a user should meet: with a path where one is missing, and of ours where it is the system's."""
+        step: str = self.inputs.step
+        if isinstance(error, TractodeError):
+            source = getattr(self.inputs, "run", None) or getattr(self.inputs, "anat", None)
+            if error.path or source is None:
+                return error
+            return type(error)(error.found, id=error.id, needed=error.needed, fix=error.fix, path=source.path)
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return OutOfMemoryError(
+                f"Memory ran out in {step} ({error})",
+                id="E-MEMORY",
+                fix="give more memory, or fewer processes with --nprocs",
+            )
+        known = translated(error) if isinstance(error, OSError) else None
+        return known or InternalError(
+            f"{step} failed: {type(error).__name__}: {error}", id="E-BUG", fix="report it with the crash bundle"
+        )
 
 
 def save_reportlets(writer: StepWriter, participant: str, reportlets: Iterable[Reportlet]) -> None:
