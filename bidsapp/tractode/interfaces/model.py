@@ -103,7 +103,7 @@ def _figures(kind: type[SignalModel], maps: dict[str, Image], mask: Image, run: 
                     run=run,
                     model=kind.label,
                     section=section,
-                )  # fmt: skip
+                )
             )
         elif spec.components == "unit3vector" and "fa" in maps:
             figures.append(figures_slices.colour_fa(maps["fa"], image, mask, run=run, section=section))
