@@ -13,16 +13,17 @@ from tractode.bids import sidecar
 from tractode.bids.manifest import StepWriter
 from tractode.bids.names import derivative
 from tractode.errors import InputDataError
-from tractode.fields import DWI, Image
+from tractode.fields import DWI, Image, ShField
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
 from tractode.io.dwi import IngestPolicy, check_brain, read_dwi
 from tractode.io.gradients import write_gradients, write_mrtrix_gradients
 from tractode.io.nifti import read_image
 from tractode.models.dti import DTI
+from tractode.ops import spherical_harmonics
 from tractode.preprocess.gradient_check import GradientVerdict, Verdict, check_gradients
 from tractode.preprocess.gradient_fixes import apply_fix
 from tractode.preprocess.mask import brain_mask, dwi_reference
-from tractode.reports import figures_gradients, figures_slices
+from tractode.reports import figures_glyphs, figures_gradients, figures_slices
 from tractode.reports.reportlet import Reportlet
 
 
@@ -103,7 +104,7 @@ class PrepareDwi(Step):
             ),
         ]  # fmt: skip
         if verdict.suggested_fix is not None:
-            figures += _compared(scan, verdict.suggested_fix, run.name)
+            figures += _compared(scan, reference, verdict.suggested_fix, run.name)
         save_reportlets(writer, self.inputs.job.participant, figures)
 
     def _judged(self, scan: DWI, verdict: GradientVerdict, writer: StepWriter) -> DWI:
@@ -176,21 +177,31 @@ class PrepareDwi(Step):
         )
 
 
-def _compared(scan: DWI, fix: str, run: str) -> list[Reportlet]:
-    """Colour FA with the table as read and with the fix that the check suggests, for a person to judge."""
+def _compared(scan: DWI, reference: Image, fix: str, run: str) -> list[Reportlet]:
+    """Principal directions as sticks, with the table as read and with the fix the check suggests, for a person to judge.
+
+    Sticks, because a flipped axis leaves the colours of a direction map as they are.
+    """
     mask = Image(scan.grid, scan.mask[None])
     tables = {"as read": scan.gtab, f"after {fix}": apply_fix(scan.gtab, scan.grid.affine, fix)}
     figures = []
     for number, (label, gtab) in enumerate(tables.items()):
         model = DTI(fit_method="ols")
         maps = model.to_maps(model.fit(scan.voxels(), gtab))
-        figure = figures_slices.colour_fa(
-            scan.unravel(maps["fa"]), scan.unravel(maps["direction"]), mask, run=run, section="gradients"
+        sticks = scan.unravel(maps["fa"] * spherical_harmonics.basis(maps["direction"], _STICK_ORDER))
+        field = ShField(scan.grid, sticks.values, _STICK_ORDER)
+        pictures = figures_glyphs.fod_glyphs(
+            field, reference, mask, run=run, section="gradients", desc=f"sticks{number}"
         )
-        name = figure.name.replace("desc-colourfa", f"desc-gradients{number}colourfa")
-        figures.append(replace(figure, name=name, title=f"Colour FA, table {label}"))
+        figures += [replace(p, title=f"Principal directions, table {label}", caption=_STICKS) for p in pictures]
     return figures
 
+
+_STICK_ORDER = 8
+_STICKS = (
+    "Principal direction of the tensor in each voxel, as long as FA. In the right table sticks run along the bundles and line "
+    "up from voxel to voxel: across the midline in the callosum, up and down and slightly outwards in the corticospinal tract."
+)
 
 # What we wrote ourselves needs no judging again: its b=0 volumes have b-value 0 and nothing else has.
 _OURS = IngestPolicy(estimate_s0=True, b0_threshold=0.0)
