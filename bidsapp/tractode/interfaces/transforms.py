@@ -10,7 +10,7 @@ from tractode.bids import sidecar
 from tractode.bids.manifest import StepWriter
 from tractode.bids.names import derivative
 from tractode.fields import ImageGrid, Transform
-from tractode.io.transforms import write_itk, write_x5
+from tractode.io.transforms import Tables, write_itk, write_x5
 
 
 def write_transform_pair(
@@ -39,8 +39,10 @@ def write_transform_pair(
             "mode": "image",
             "suffix": "xfm",
         }
-        _write(writer, f"{role}-{fixed}", derivative(source, extension=".h5", **name), write_itk, one_way, reference)
-        _write(writer, f"{role}-{fixed}-x5", derivative(source, extension=".x5", **name), write_x5, one_way, reference)
+        tables: Tables = {}
+        for extra, extension, write in (("", ".h5", write_itk), ("-x5", ".x5", write_x5)):
+            path = derivative(source, extension=extension, **name)
+            _write(writer, f"{role}-{fixed}{extra}", path, write, one_way, reference, tables)
         writer.write_json(
             f"{role}-{fixed}-sidecar",
             derivative(source, extension=".json", **name),
@@ -49,6 +51,12 @@ def write_transform_pair(
 
 
 def _write(
-    writer: StepWriter, role: str, relative: Path, write: Any, transform: Transform, reference: ImageGrid
+    writer: StepWriter,
+    role: str,
+    relative: Path,
+    write: Any,
+    transform: Transform,
+    reference: ImageGrid,
+    tables: Tables,
 ) -> None:
-    writer.write(role, relative, lambda path: write(path, transform, reference))
+    writer.write(role, relative, lambda path: write(path, transform, reference, tables))

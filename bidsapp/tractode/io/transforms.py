@@ -26,12 +26,16 @@ from tractode.ops import affine as aff
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _FLOW = "stationary_velocity_flow"
+# Parts already tabulated, so that several files of one transform share the work: lend the same dict to each writer.
+Tables = dict[Transform, Displacement]
 
 
 # --- what both formats hold -----------------------------------------------------------------------------------------
 
 
-def simple_parts(transform: Transform, reference: ImageGrid) -> list[Affine | Displacement]:
+def simple_parts(
+    transform: Transform, reference: ImageGrid, tables: Tables | None = None
+) -> list[Affine | Displacement]:
     """The transform as affines and dense displacements, in the order points meet them; neighbouring affines are merged.
 
     A part that is neither is tabulated: on ``reference`` where that lies in the part's source space and is finer than
@@ -44,7 +48,10 @@ def simple_parts(transform: Transform, reference: ImageGrid) -> list[Affine | Di
         elif isinstance(part, Affine | Displacement):
             parts.append(part)
         else:
-            parts.append(_tabulated(part, reference))
+            tables = {} if tables is None else tables
+            if part not in tables:
+                tables[part] = _tabulated(part, reference)
+            parts.append(tables[part])
     return parts
 
 
@@ -78,7 +85,7 @@ def _own_grid(part: Transform) -> ImageGrid | None:
 # --- ITK ------------------------------------------------------------------------------------------------------------
 
 
-def write_itk(path: Path, transform: Transform, reference: ImageGrid) -> None:
+def write_itk(path: Path, transform: Transform, reference: ImageGrid, tables: Tables | None = None) -> None:
     """An ITK composite transform that maps as ``transform`` does."""
     text = h5py.string_dtype("ascii")
     with h5py.File(path, "w") as file:
@@ -86,7 +93,7 @@ def write_itk(path: Path, transform: Transform, reference: ImageGrid) -> None:
         file.create_dataset("HDFVersion", data=["HDF5"], dtype=text)
         group = file.create_group("TransformGroup")
         group.create_group("0").create_dataset("TransformType", data=["CompositeTransform_double_3_3"], dtype=text)
-        for number, part in enumerate(reversed(simple_parts(transform, reference)), start=1):
+        for number, part in enumerate(reversed(simple_parts(transform, reference, tables)), start=1):
             kind, fixed, parameters = _itk_affine(part) if isinstance(part, Affine) else _itk_displacement(part)
             node = group.create_group(str(number))
             node.create_dataset("TransformType", data=[kind], dtype=text)
@@ -202,11 +209,11 @@ class VelocityFlow:
         self.t0, self.t1, self.steps = float(facts["t0"]), float(facts["t1"]), int(facts["steps"])
 
 
-def write_x5(path: Path, transform: Transform, reference: ImageGrid) -> None:
+def write_x5(path: Path, transform: Transform, reference: ImageGrid, tables: Tables | None = None) -> None:
     """An X5 file whose nodes map one after the other as ``transform`` does, with the chain that says so."""
     nodes = []
     for part in _flat(transform):
-        simple = simple_parts(part, reference)[0]
+        simple = simple_parts(part, reference, tables)[0]
         nodes.append(_x5_affine(simple, reference) if isinstance(simple, Affine) else _x5_displacement(simple, part))
     x5.to_filename(path, nodes)
     with h5py.File(path, "r+") as file:
