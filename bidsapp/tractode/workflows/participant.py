@@ -102,13 +102,13 @@ class _Builder:
         stem = names.stem(anat.entities)
         space = f"{stem}_{anat.modality}"
         prepare = PrepareAnat(anat=anat, space=space, assume_orientation=self.settings.assume_orientation)
-        prepared = self._node(prepare, f"{stem}_prepare-{anat.modality}", stem, 1.0)
+        prepared = self._node(prepare, f"{stem}_prepare-{anat.modality}", space, 1.0)
         normalised: dict[str, pe.Node] = {}
         for template in self.templates:
             first = not normalised
             node = self._node(
                 NormaliseAnat(anat=anat, space=space, template=template, write_mask=first),
-                f"{stem}_normalise-{anat.modality}-{template.name}", stem, 3.0,
+                f"{stem}_normalise-{anat.modality}-{template.name}", space, 3.0,
             )  # fmt: skip
             self.workflow.connect(prepared, "outputs", node, "prepared")
             normalised[template.name] = node
