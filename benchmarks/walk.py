@@ -20,10 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from landmarks import angles
 from measure import meta, watch
 
 BIN = Path(sys.executable).parent
 PARTICIPANTS = ("sub-xa30", "sub-prismasag", "sub-toshiba60", "sub-ds114", "sub-philipsslab", "sub-canonA")
+TEMPLATE = "MNI152NLin2009cAsym"
 SIMULATE = ["--participants", "2", "--seed", "1", "--resolution", "2.5", "--shells", "1000:20,2500:40"]
 
 
@@ -67,7 +69,12 @@ def real(participant: str, data: Path, folder: Path) -> dict[str, Any]:
         run = table.name.removesuffix("_dwi.bval")
         verdicts = list((output / participant / "dwi").glob(f"{run}_desc-gradients_qc.json"))
         verdict = json.loads(verdicts[0].read_text())["verdict"] if verdicts else None
-        entries[run] = {**common, "n_streamlines": streamlines(output, participant, run), "gradient_verdict": verdict}
+        entries[run] = {
+            **common,
+            "n_streamlines": streamlines(output, participant, run),
+            "gradient_verdict": verdict,
+            "landmarks": angles(output / participant / "dwi", run, TEMPLATE) if verdict == "PASS" else {},
+        }
     return entries
 
 
@@ -118,12 +125,7 @@ def simulated(folder: Path) -> dict[str, Any]:
         text=True,
     )
     scores = json.loads(scored.stdout)
-    return {
-        **scores["summary"],
-        "per_participant": scores["participants"],
-        "seconds": measured.seconds,
-        "exit_code": measured.exit_code,
-    }
+    return {**scores, "seconds": measured.seconds, "peak_rss_mb": measured.peak_rss_mb, "exit_code": measured.exit_code}
 
 
 def image(tag: str) -> dict[str, Any]:
