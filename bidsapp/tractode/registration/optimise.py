@@ -4,7 +4,8 @@ The scheme is that of instance optimisation with MIND (M. P. Heinrich et al., do
 velocity (J. Ashburner, doi:10.1016/j.neuroimage.2007.07.007); D. P. Kingma, J. Ba's Adam (2015) does the descent.
 
 Departures: the affine comes first and stays apart (transform = flow of the fixed space, then affine), so the flow is small;
-descriptors are computed once for each resolution and then warped; the result is examined by the ten Jacobians of every cell
+descriptors are computed once for each resolution and then warped; they are compared at points off the lattice, some of
+them at each step (stochastic descent: S. Klein et al., doi:10.1109/TIP.2007.909412); the result is examined by the ten Jacobians of every cell
 at the fixed image's resolution, and while any is not positive the last stage is repeated with more regularisation.
 """
 
@@ -52,6 +53,8 @@ class Schedule:
         Of the regulariser, which sees the velocity.
     margin
         The fixed mask is widened by this much, mm.
+    points
+        Compared at each step of the descent, at most.
     repeats
         How often the last stage is repeated, with four times the weight each time, while something folds.
     """
@@ -60,7 +63,9 @@ class Schedule:
     step: float = 0.3
     weight: float = 0.5
     margin: float = 4.0
+    points: int = 40_000
     repeats: int = 3
+    seed: int = 0
 
 
 COARSE = Schedule((Stage(6.0, 12.0, 50), Stage(4.0, 8.0, 50), Stage(3.0, 4.0, 40)))
@@ -181,10 +186,11 @@ class _Descent:
             start = model.refined(parameters, finer)
         leaf = start.detach().clone().requires_grad_(True)
         optimiser = torch.optim.Adam([leaf], lr=self.schedule.step)
+        blocks = _blocks(level, self.schedule.points)
         for iteration in range(stage.iterations):
             optimiser.zero_grad()
             velocity = finer.velocity(leaf)
-            cost = self.cost(level, finer, velocity)
+            cost = self.cost(blocks[iteration % len(blocks)], finer, velocity)
             cost = cost + weight * self.regulariser(_along_axes(velocity, finer.grid), finer.grid.voxel_sizes)
             cost.backward()
             optimiser.step()
@@ -215,8 +221,12 @@ class _Descent:
         mask = self._mask(grid) & seen
         describe = getattr(self.metric, "describe", lambda image: image)
         fixed_descriptor, moving_descriptor = (describe(_unit(image, mask)) for image in (values, moving))
+        generator = torch.Generator().manual_seed(self.schedule.seed)
         points = mask.nonzero().to(torch.float32)
-        picked = fixed_descriptor[:, mask][:, :, None, None]
+        points = points[torch.randperm(len(points), generator=generator).to(points.device)]
+        # In random order, so that every part of them covers the brain; off the lattice, as in the refinement of poses.
+        points = points + torch.rand(points.shape, generator=generator).to(points) - 0.5
+        picked = interpolate.sample(fixed_descriptor, points, outside="nearest").mT[:, :, None, None].contiguous()
         return _Level(picked, torch.ones_like(picked[0]), moving_descriptor.contiguous(), points, grid)
 
     def _mask(self, grid: ImageGrid) -> Bool[Tensor, "i j k"]:
@@ -228,6 +238,17 @@ class _Descent:
         wide = smooth.dilate(self.fixed_mask.mask, (radii[0], radii[1], radii[2]))
         soft = Image(self.fixed_mask.grid, wide[None].to(torch.float32)).sample(grid.centres(device=device))
         return soft[..., 0] > 0.5
+
+
+def _blocks(level: _Level, most: int) -> list[_Level]:
+    """The level with a part of its points (which lie in random order) at a time."""
+    n = -(-len(level.points_vox) // most)
+    return [
+        replace(
+            level, fixed=level.fixed[:, b::n].contiguous(), weight=level.weight[b::n], points_vox=level.points_vox[b::n]
+        )
+        for b in range(n)
+    ]
 
 
 def _along_axes(vectors: Float[Tensor, "3 i j k"], grid: ImageGrid) -> Float[Tensor, "3 i j k"]:
