@@ -10,11 +10,14 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tractode.io.atomic import sha256_of
 
 pytestmark = pytest.mark.integration
 
@@ -199,3 +202,32 @@ def test_bad_anatomy(app: App, tmp_path: Path) -> None:
     rows = [row for row in REFUSED if row.anatomy]
     options = ["--models", "dti", "--no-tracking", "--output-spaces", "MNI152NLin2009aSym"]
     refuse_all(app, tmp_path, rows, *options, seconds=1200)
+
+
+@pytest.mark.slow
+def test_killed_damaged_and_without_a_figure(app: App, tmp_path: Path) -> None:
+    bids, out, killed = make_dataset(tmp_path / "bids", good=["good"]), tmp_path / "out", tmp_path / "killed"
+    assert app(bids, out, "participant", *FAST)[0] == 0
+    expected = manifest_of(out, "good")["outputs"]
+
+    words = [sys.executable, "-m", "tractode", str(bids), str(killed), "participant", *FAST, "--device", "cpu"]
+    process = subprocess.Popen([*words, "--work-dir", str(tmp_path / "w")], stdout=subprocess.DEVNULL, cwd=tmp_path)
+    while process.poll() is None and not list(killed.glob("sub-good/dwi/*.nii.gz")):
+        time.sleep(0.02)
+    assert process.poll() is None, "it ended before it could be killed"
+    process.kill()
+    process.wait()
+    assert not (killed / "logs/sub-good/manifest.json").exists()
+    assert app(bids, killed, "participant", *FAST)[0] == 0
+    assert manifest_of(killed, "good")["outputs"] == expected, "the same bytes as without the kill"
+    assert leftovers(killed) == []
+
+    (killed / "sub-good/dwi/sub-good_model-tensor_param-fa_dwimap.nii.gz").write_bytes(b"damaged")
+    figure = next(path for path in (killed / "sub-good/figures").iterdir() if path.suffix != ".json")
+    figure.unlink()
+    assert app(bids, killed, "participant", "--reports-only")[0] == 0, "the rest of the page is still made"
+    assert app(bids, killed, "participant", *FAST)[0] == 0
+    assert manifest_of(killed, "good")["outputs"] == expected
+    assert figure.is_file()
+    for path, digest in expected.items():
+        assert sha256_of(killed / path) == digest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,11 @@ def _reportlets(output_dir: Path, facts: Iterable[dict[str, Any]]) -> list[Repor
     for known in facts:
         for relative in known.get("reportlets", []):
             path = output_dir / relative
-            description = path.read_text(encoding="utf-8")
-            body = path.with_suffix(f".{json.loads(description)['kind']}").read_bytes()
-            found.append(Reportlet.from_files(description, body))
+            # A figure that is gone or spoilt leaves its step "missing" in the plan; the rest of the page is still made.
+            with suppress(OSError, ValueError, KeyError):
+                description = path.read_text(encoding="utf-8")
+                body = path.with_suffix(f".{json.loads(description)['kind']}").read_bytes()
+                found.append(Reportlet.from_files(description, body))
     return found
 
 
