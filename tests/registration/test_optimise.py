@@ -115,3 +115,23 @@ def test_gate(
     if passes:
         assert verdict.dice > 0.98
         assert verdict.difference < verdict.difference_disturbed
+
+
+@pytest.mark.parametrize("wrong", ["shift of 10 mm", "turn of 12°", "back to front"])
+def test_gate_refuses_wrong_poses(
+    fixed: Image, fixed_mask: Image, moved: Callable, moved_mask: Callable, wrong: str
+) -> None:
+    identity = Affine(torch.eye(4, dtype=torch.float64), "fixed", "moving")
+    target = fixed.grid.renamed("moving")
+    centre = fixed_mask.grid.centres(torch.float64)[fixed_mask.mask].mean(0)
+    matrix = torch.eye(4, dtype=torch.float64)
+    if wrong == "shift of 10 mm":
+        matrix[1, 3] = 10.0
+    else:
+        angle = torch.tensor(torch.pi if wrong == "back to front" else torch.pi / 15, dtype=torch.float64)
+        matrix[:2, :2] = torch.stack(
+            [torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])]
+        )
+        matrix[:3, 3] = centre - matrix[:3, :3] @ centre
+    moving, mask = moved(identity, target), moved_mask(identity, target)
+    assert not assess(fixed, moving, Affine(matrix, "fixed", "moving"), fixed_mask, mask).passed
