@@ -122,7 +122,7 @@ def _load(path: Path, space: str) -> Image:
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", ["AP", "PA"])
 def test_real_scan_to_its_anatomy_from_two_starts(test_data: Path, direction: str) -> None:
-    """The scanner's alignment and a start 10 mm and 10° from it lead to one pose; mutual information's peak is another."""
+    """The scanner's alignment and a start 10 mm and 10° from it lead to one pose."""
     from tractode.preprocess.mask import brain_mask
 
     subject = test_data / "bids_real" / "sub-xa30"
