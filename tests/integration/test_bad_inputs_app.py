@@ -68,16 +68,22 @@ def add_participant(bids: Path, label: str) -> Any:
     return run
 
 
+def _enlarge(run: Any) -> None:
+    """A head of the corpus is too small for a brain."""
+    run.affine[:3, :3] *= 3
+    run.save()
+
+
 def make_dataset(bids: Path, rows: Iterable[Any] = (), good: Iterable[str] = ()) -> Path:
     bids.mkdir(parents=True, exist_ok=True)
     (bids / "dataset_description.json").write_text('{"Name": "bad inputs", "BIDSVersion": "1.9.0"}')
     for label in good:
         run = add_participant(bids, label)
-        run.affine[:3, :3] *= 3  # or the head would be too small for a brain
-        run.save()
+        _enlarge(run)
     for row in rows:
         run = add_participant(bids, label_of(row))
         if row.anatomy:
+            _enlarge(run)
             folder = bids / f"sub-{label_of(row)}" / "anat"
             folder.mkdir()
             run = corpus.good_run(folder)

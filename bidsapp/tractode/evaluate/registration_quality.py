@@ -49,9 +49,9 @@ class QualityVerdict:
     reason: str
 
     def record(self) -> dict[str, float | bool | str | None]:
-        """Plain data for sidecars and the report (JSON has no ``nan``)."""
+        """Plain data for sidecars and the report (JSON has neither ``nan`` nor infinity)."""
         return {
-            key: None if isinstance(value, float) and math.isnan(value) else value
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in asdict(self).items()
         }
 
