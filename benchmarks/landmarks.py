@@ -33,7 +33,9 @@ def angles(scan_dir: Path, run: str, template: str) -> dict[str, Any]:
     direction, _ = read_image(scan_dir / f"{run}_model-tensor_param-direction_dwimap.nii.gz", "scan")
     found = {}
     for name, (low, high, axis, least) in LANDMARKS.items():
-        grid = torch.cartesian_prod(*(torch.arange(a, b + SPACING / 2, SPACING) for a, b in zip(low, high, strict=True)))
+        grid = torch.cartesian_prod(
+            *(torch.arange(a, b + SPACING / 2, SPACING) for a, b in zip(low, high, strict=True))
+        )
         both = [grid] if name == "callosum" else [grid, grid * torch.tensor([-1.0, 1.0, 1.0])]
         points = points_of.map(torch.cat(both))
         kept = fa.sample(points, "nearest")[:, 0] > least

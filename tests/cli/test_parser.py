@@ -33,7 +33,7 @@ SPELLINGS = [
     (["--n_cpus", "3"], "nprocs", 3),
     (["--n-cpus", "3"], "nprocs", 3),
     (["--nprocs", "9", "--omp-nthreads", "2"], "omp_nthreads", 2),
-    (["--nprocs", "9"], "omp_nthreads", 8),
+    (["--nprocs", "9"], "omp_nthreads", 4),
     (["--mem", "8G"], "memory_gb", 8.0),
     (["--mem_mb", "2048"], "memory_gb", 2.0),
     (["--mem-mb", "512M"], "memory_gb", 0.5),

@@ -95,7 +95,7 @@ def test_turning_and_shifting_the_world_turns_and_shifts_the_lines(name: str, ob
     motion[:3, :3], motion[:3, 3] = turn, shift
     moved = ImageGrid(grid.shape, motion @ grid.affine, grid.space)
     second = run(
-        TRACKERS[name](max_length=20.0),
+        TRACKERS[name](),
         *_swap(circles(moved, turn @ axis, turn @ centre + shift), seeds @ turn.mT + shift),
     )
     # The random start directions are those of the first world, so a line may come out reversed, or not start at all.

@@ -18,7 +18,6 @@ from tractode.fields.velocity import VelocityField
 from tractode.ops import affine as aff
 from tractode.ops import interpolate, ode
 
-
 _TILE = 1 << 16
 
 
