@@ -36,7 +36,7 @@ from tractode.registration.metrics.mutual_information import unit_range
 class RefineSettings:
     """Voxels (mm) of the rounds, each of which describes the moving image afresh, and how far masks are widened (mm)."""
 
-    rounds: tuple[float, ...] = (5.0, 4.0, 3.0, 3.0)
+    rounds: tuple[float, ...] = (5.0, 4.0, 4.0, 4.0, 3.0)
     margin: float = 6.0
     iterations: int = 30
 
