@@ -20,12 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from landmarks import angles
 from measure import meta, watch
 
 BIN = Path(sys.executable).parent
 PARTICIPANTS = ("sub-xa30", "sub-prismasag", "sub-toshiba60", "sub-ds114", "sub-philipsslab", "sub-canonA")
-TEMPLATE = "MNI152NLin2009cAsym"
 SIMULATE = ["--participants", "2", "--seed", "1", "--resolution", "2.5", "--shells", "1000:20,2500:40"]
 
 
@@ -73,7 +71,6 @@ def real(participant: str, data: Path, folder: Path) -> dict[str, Any]:
             **common,
             "n_streamlines": streamlines(output, participant, run),
             "gradient_verdict": verdict,
-            "landmarks": angles(output / participant / "dwi", run, TEMPLATE) if verdict == "PASS" else {},
         }
     return entries
 
