@@ -306,3 +306,13 @@ def test_result_hash_is_of_what_changes_results() -> None:
         dataclasses.replace(plain, device="cuda:0").result_hash()
         == dataclasses.replace(plain, device="cuda:1").result_hash()
     )
+
+
+def test_paths_are_absolute_because_steps_run_in_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = parse(["bids", "out/../derivatives", "participant", "-w", "work"]).settings
+    assert settings.bids_dir == tmp_path / "bids"
+    assert settings.output_dir == tmp_path / "derivatives"
+    assert settings.work_dir == tmp_path / "work"

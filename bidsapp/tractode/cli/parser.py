@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,10 @@ def _settled(values: dict[str, Any], asked: frozenset[str], notes: list[str]) ->
     for name in ("participants", "sessions", "models", "tracking", "output_spaces", "tractogram_formats", "debug"):
         if name in values:
             values[name] = tuple(dict.fromkeys(values[name]))
+    for name in ("bids_dir", "output_dir", "work_dir", "plugin_file"):
+        if values.get(name) is not None:
+            # Steps run in folders of their own: a relative path would mean something else there.
+            values[name] = Path(os.path.abspath(values[name]))
     values.setdefault("nprocs", environment.count_cpus())
     values.setdefault("omp_nthreads", max(1, min(values["nprocs"] // 2, _MAX_THREADS)))
     if values["omp_nthreads"] > values["nprocs"]:
