@@ -126,7 +126,7 @@ def _settled(values: dict[str, Any], asked: frozenset[str], notes: list[str]) ->
     for name in ("participants", "sessions", "models", "tracking", "output_spaces", "tractogram_formats", "debug"):
         if name in values:
             values[name] = tuple(dict.fromkeys(values[name]))
-    for name in ("bids_dir", "output_dir", "work_dir", "plugin_file"):
+    for name in ("bids_dir", "output_dir", "work_dir"):
         if values.get(name) is not None:
             # Steps run in folders of their own: a relative path would mean something else there.
             values[name] = Path(os.path.abspath(values[name]))
