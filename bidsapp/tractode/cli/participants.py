@@ -280,7 +280,7 @@ class _Run:
         ledger = Ledger(self.settings.output_dir, label, self.run_id)
         ledger.close()
         try:
-            path = write_report(self.settings.output_dir, label, md_only=self.settings.md_only_boilerplate)
+            path = write_report(self.settings.output_dir, label)
             print(f"Report: {path}", flush=True)
         except TractodeError as error:
             ledger.record_error("report", error)
@@ -317,11 +317,9 @@ def _cite(settings: Settings, labels: Sequence[str]) -> None:
     """``logs/CITATION.*``: what to cite for what was used. Jobs that share a folder replace each other's, whole."""
     ledgers = [Ledger(settings.output_dir, label) for label in labels]
     facts = methods(record for ledger in ledgers for record in ledger.records())
-    logs_dir, text = settings.output_dir / "logs", boilerplate(facts)
-    if settings.md_only_boilerplate:
-        write_text(logs_dir / "CITATION.md", text)
-    else:
-        write_citations(logs_dir, citation_keys(facts), text)
+    write_citations(
+        settings.output_dir / "logs", citation_keys(facts), boilerplate(facts), md_only=settings.md_only_boilerplate
+    )
 
 
 def _sweep(roots: Sequence[Path]) -> None:

@@ -16,7 +16,7 @@ from tractode.errors import InputDataError
 from tractode.fields import DWI, Image, ShField
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
 from tractode.io.dwi import IngestPolicy, check_brain, read_dwi
-from tractode.io.gradients import write_gradients, write_mrtrix_gradients
+from tractode.io.gradients import write_bvals, write_bvecs, write_mrtrix_gradients
 from tractode.io.nifti import read_image
 from tractode.models.dti import DTI
 from tractode.ops import spherical_harmonics
@@ -161,20 +161,14 @@ class PrepareDwi(Step):
         )
 
     def _write_tables(self, writer: StepWriter, scan: DWI, name: dict[str, str]) -> None:
-        """The two FSL-style tables come from one call: each is written once and taken in turn."""
-        entities = self.inputs.run.entities
-        bval, bvec = (derivative(entities, extension=extension, **name) for extension in (".bval", ".bvec"))
-        writer.write(
-            "bval", bval, lambda path: write_gradients(scan.gtab, scan.grid.affine, path, path.with_suffix(".bvec"))
-        )
-        writer.write(
-            "bvec", bvec, lambda path: write_gradients(scan.gtab, scan.grid.affine, path.with_suffix(".bval"), path)
-        )
-        writer.write(
-            "mrtrix-gradients",
-            derivative(entities, extension=".b", **name),
-            lambda path: write_mrtrix_gradients(scan.gtab, path),
-        )
+        entities, affine = self.inputs.run.entities, scan.grid.affine
+        tables = {
+            "bval": (".bval", lambda path: write_bvals(scan.gtab, path)),
+            "bvec": (".bvec", lambda path: write_bvecs(scan.gtab, affine, path)),
+            "mrtrix-gradients": (".b", lambda path: write_mrtrix_gradients(scan.gtab, path)),
+        }
+        for role, (extension, write) in tables.items():
+            writer.write(role, derivative(entities, extension=extension, **name), write)
 
 
 def _compared(scan: DWI, reference: Image, fix: str, run: str) -> list[Reportlet]:

@@ -99,9 +99,19 @@ def to_table(stored: StoredGradients, affine: Float[Tensor, "4 4"]) -> GradientT
 
 def write_gradients(gtab: GradientTable, affine: Float[Tensor, "4 4"], bval: Path, bvec: Path) -> None:
     """Write BIDS ``.bval`` and ``.bvec`` for an image with this affine: the inverse of reading."""
+    write_bvals(gtab, bval)
+    write_bvecs(gtab, affine, bvec)
+
+
+def write_bvals(gtab: GradientTable, path: Path) -> None:
+    """Write a BIDS ``.bval``."""
+    path.write_text(" ".join(_plain(b, 6) for b in gtab.bvals.tolist()) + "\n", encoding="ascii")
+
+
+def write_bvecs(gtab: GradientTable, affine: Float[Tensor, "4 4"], path: Path) -> None:
+    """Write a BIDS ``.bvec`` for an image with this affine."""
     vectors = gtab.bvecs.detach().cpu().to(torch.float64) @ _file_to_scanner(affine)
-    bval.write_text(" ".join(_plain(b, 6) for b in gtab.bvals.tolist()) + "\n", encoding="ascii")
-    bvec.write_text(
+    path.write_text(
         "".join(" ".join(_plain(c, 10) for c in row) + "\n" for row in vectors.mT.tolist()), encoding="ascii"
     )
 

@@ -19,11 +19,8 @@ from tractode.reports.reportlet import Reportlet
 from tractode.workflows.outcome import outcome
 
 
-def write_report(output_dir: Path, participant: str, *, md_only: bool = False) -> Path:
-    """Write ``sub-X.html`` and ``logs/CITATION.*`` (only ``.md`` if ``md_only``) from the ledger of the latest run.
-
-    Works after a crash and without running anything.
-    """
+def write_report(output_dir: Path, participant: str) -> Path:
+    """Write ``sub-X.html`` from the ledger of the latest run; works after a crash and without running anything."""
     ledger = Ledger(output_dir, participant)
     records, errors = ledger.records(), ledger.errors()
     result = outcome(output_dir, participant)
@@ -53,10 +50,6 @@ def write_report(output_dir: Path, participant: str, *, md_only: bool = False) -
     )
     path = output_dir / f"sub-{participant}.html"
     write_text(path, participant_report(data))
-    facts = methods(records)
-    citations.write_citations(
-        output_dir / "logs", citations.citation_keys(facts), citations.boilerplate(facts), md_only=md_only
-    )
     return path
 
 
