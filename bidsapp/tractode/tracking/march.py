@@ -6,16 +6,15 @@ Every column goes through the same instructions whichever columns stand beside i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tractode.ops import sh_polynomial as poly
-from tractode.tracking.peaks import MAX_ITERATIONS, ascend, pad_to_lanes
-from tractode.tracking.sampling import ComponentTable, to_voxel
-from tractode.tracking.stopping import MaskLookup, PointLimits
+from tractode.tracking.peaks import MAX_ITERATIONS, pad_to_lanes
+from tractode.tracking.stopping import PointLimits
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,67 +33,104 @@ class Paths:
     seed: Int[Tensor, " s"]
 
 
-@dataclass(frozen=True, eq=False)
-class Marcher:
-    """What a step needs: the field, the mask, the step length (mm) and the rules of `sdstream`."""
+class Stepper(ABC):
+    """One method's step, for many lines at once; columns never influence one another.
 
-    table: ComponentTable
-    mask: MaskLookup
-    step: float
-    cosine: float
-    cutoff: float
+    The rows of a state are the position, the direction that led there, and whatever else the method carries.
+    ``number`` identifies a line whatever its batch: 2 × the seed's index, plus 1 for the half against the direction.
+    """
+
+    @abstractmethod
+    def start(
+        self, position: Float[Tensor, "3 m"], direction: Float[Tensor, "3 m"], number: Int[Tensor, " m"]
+    ) -> tuple[Float[Tensor, "k m"], Bool[Tensor, " m"]]:
+        """States at the seeds, and which seeds may start."""
+
+    @abstractmethod
+    def reverse(self, state: Float[Tensor, "k m"]) -> Float[Tensor, "k m"]:
+        """The same places, looking the other way."""
+
+    @abstractmethod
+    def advance(
+        self, state: Float[Tensor, "k m"], number: Int[Tensor, " m"], taken: Int[Tensor, " m"]
+    ) -> tuple[Float[Tensor, "k m"], Bool[Tensor, " m"], Bool[Tensor, " m"]]:
+        """New states, which lines have moved, and which are still at work; the others have ended.
+
+        ``taken`` counts the steps each line has made so far. A line that has not moved keeps position and direction.
+        """
+
+
+class Engine(ABC):
+    """Follows seeds to the ends of their lines. What it does with one seed never depends on the others of the batch."""
+
+    @abstractmethod
+    def follow(self, seeds: Float[Tensor, "s 3"], directions: Float[Tensor, "s 3"], first: int) -> Paths:
+        """The lines of a batch that are neither too short nor refused; ``first`` is the index of its first seed.
+
+        `Paths.seed` counts within the batch. No gradient.
+        """
+
+    def points(self, paths: Paths, seeds: Float[Tensor, "s 3"]) -> Float[Tensor, "p 3"]:
+        """``paths.points`` as a function of the field and of the batch's seeds, where the method has a derivative."""
+        raise NotImplementedError(f"{type(self).__name__} has no derivative.")
+
+
+@dataclass(frozen=True, eq=False)
+class March(Engine):
+    """An engine of torch operations: all lines of a batch take their steps together, on any device."""
+
+    stepper: Stepper
+    limits: PointLimits
+    one_way: bool = False
+    patience: int = MAX_ITERATIONS
     tile: int = 16384
 
-    def advance(
-        self, state: Float[Tensor, "9 m"]
-    ) -> tuple[Float[Tensor, "9 m"], Bool[Tensor, " m"], Bool[Tensor, " m"]]:
-        """Two steps of the peak search and, where it is over, a step of the line.
+    def follow(self, seeds: Float[Tensor, "s 3"], directions: Float[Tensor, "s 3"], first: int) -> Paths:
+        """Both halves of every line at once; refused seeds and short lines are left out."""
+        index = torch.arange(len(seeds), device=seeds.device)
+        columns = pad_to_lanes(index)
+        tiles = zip(
+            seeds[columns].mT.contiguous().split(self.tile, dim=1),
+            directions[columns].mT.contiguous().split(self.tile, dim=1),
+            (2 * (columns + first)).split(self.tile),
+            strict=True,
+        )
+        started = [self.stepper.start(*tile) for tile in tiles]
+        if not started:
+            return _ragged(seeds.mT, index, index.new_zeros(0), [], self.limits)
+        state = torch.cat([item[0] for item in started], dim=1)[:, : len(seeds)]
+        kept = torch.cat([item[1] for item in started])[: len(seeds)].nonzero().ravel()
+        return self._march(state[:, kept], kept, first)
 
-        The rows of the state are the position, the direction that led there and the search's present direction.
-        Returns the new state, which lines have moved, and which are still searching; the others have ended.
-        """
-        position, previous = state[:3], state[3:6]
-        components, has_data = self.table.sample(to_voxel(self.table.grid, position))
-        first, first_amplitude, is_early = ascend(components, state[6:])
-        second, second_amplitude, is_late = ascend(components, first)
-        new = torch.where(is_early, first, second)
-        amplitude = torch.where(is_early, first_amplitude, second_amplitude)
-        is_over = is_early | is_late
-        moved = position + self.step * new
-        stands = (amplitude >= self.cutoff) & (poly.dot(previous, new) >= self.cosine) & self.mask.contains(moved)
-        has_moved = has_data & is_over & stands
-        position = torch.where(has_moved, moved, position)
-        previous = torch.where(has_moved, new, previous)
-        return torch.cat((position, previous, new)), has_moved, has_data & ~is_over
-
-    def march(
-        self,
-        position: Float[Tensor, "3 s"],
-        direction: Float[Tensor, "3 s"],
-        seed: Int[Tensor, " s"],
-        limits: PointLimits,
-    ) -> Paths:
-        """Follow each seed along ``direction`` (first half) and against it (second half)."""
-        line = torch.arange(2 * position.shape[1], device=position.device)
-        both = torch.cat((direction, -direction), dim=1)
-        state = torch.cat((torch.cat((position, position), dim=1), both, both))
-        steps, waited = torch.zeros_like(line), torch.zeros_like(line)
+    def _march(self, state: Float[Tensor, "k s"], seed: Int[Tensor, " s"], first: int) -> Paths:
+        position = state[:3].clone()
+        number = 2 * (seed + first)
+        if not self.one_way:
+            state = torch.cat((state, self.stepper.reverse(state)), dim=1)
+            number = torch.cat((number, number + 1))
+        line = torch.arange(len(number), device=number.device)
+        steps = torch.zeros(2 * len(seed), dtype=torch.long, device=number.device)
+        waited = torch.zeros_like(steps)
         record: list[tuple[Tensor, Tensor, Tensor]] = []
         while len(line):
             columns = pad_to_lanes(torch.arange(len(line), device=line.device))
-            padded = state if len(columns) == len(line) else state.index_select(1, columns)
-            tiles = [self.advance(tile) for tile in padded.split(self.tile, dim=1)]
-            state = torch.cat([tile[0] for tile in tiles], dim=1)
-            has_moved = torch.cat([tile[1] for tile in tiles])[: len(line)]
-            is_searching = torch.cat([tile[2] for tile in tiles])[: len(line)]
+            state, has_moved, is_working = self._advance(state[:, columns], number[line[columns]], steps[line[columns]])
+            state, has_moved, is_working = state[:, : len(line)], has_moved[: len(line)], is_working[: len(line)]
             steps[line] += has_moved
-            waited[line] = torch.where(has_moved, 0, waited[line] + 2)
+            waited[line] = torch.where(has_moved, 0, waited[line] + 1)
             moved = has_moved.nonzero().ravel()
             record.append((line[moved], steps[line[moved]], state[:6].index_select(1, moved)))
-            goes_on = (has_moved | is_searching & (waited[line] < MAX_ITERATIONS)) & (steps[line] < limits.maximum - 1)
+            goes_on = (has_moved | is_working & (waited[line] < self.patience)) & (
+                steps[line] < self.limits.maximum - 1
+            )
             kept = goes_on.nonzero().ravel()
             state, line = state.index_select(1, kept), line[kept]
-        return _ragged(position, seed, steps, record, limits)
+        return _ragged(position, seed, steps, record, self.limits)
+
+    def _advance(self, state: Tensor, number: Tensor, taken: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tiles = zip(state.split(self.tile, dim=1), number.split(self.tile), taken.split(self.tile), strict=True)
+        done = [self.stepper.advance(*tile) for tile in tiles]
+        return torch.cat([d[0] for d in done], dim=1), torch.cat([d[1] for d in done]), torch.cat([d[2] for d in done])
 
 
 def _ragged(

@@ -14,139 +14,96 @@ point where it has as many as ``max_length`` allows. Both directions are followe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tractode.contracts import Orientations, Tracker
-from tractode.errors import ShapeError, SpaceMismatchError
-from tractode.fields import Image, ImageGrid, ShField, Streamlines
+from tractode.fields import ShField
+from tractode.ops import sh_polynomial as poly
 from tractode.tracking.adjoint import LinePoints
-from tractode.tracking.march import Marcher, Paths
-from tractode.tracking.peaks import find_peaks, pad_to_lanes
+from tractode.tracking.march import March, Paths, Stepper
+from tractode.tracking.method import StreamlineTracker, Task
+from tractode.tracking.peaks import ascend, find_peaks
 from tractode.tracking.sampling import ComponentTable, to_voxel
-from tractode.tracking.seeds import random_directions
-from tractode.tracking.stopping import MaskLookup, PointLimits, mean_voxel_size
+from tractode.tracking.stopping import MaskLookup
 
 
 @dataclass(frozen=True)
-class SDStream(Tracker):
-    """Lengths in mm; ``None`` means MRtrix3's default for the field's voxels (0.1, 5 and 100 voxels).
-
-    ``angle`` (radians) is the largest turn of one step, ``cutoff`` the smallest peak amplitude to start at and to
-    follow. ``batch_size`` seeds are tracked at once; it changes memory and speed, never the lines.
-    """
+class SDStream(StreamlineTracker):
+    """See `StreamlineTracker` for the settings; step 0.1 voxel, angle 60°, cutoff 0.1."""
 
     label: ClassVar[str] = "sdstream"
     citation: ClassVar[str] = "tournier2012"
     is_differentiable: ClassVar[bool] = True
+    accepts: ClassVar[tuple[type, ...]] = (ShField,)
+    STEP_VOXELS: ClassVar[float] = 0.1
+    ANGLE: ClassVar[float] = math.radians(60)
 
-    step_mm: float | None = None
-    angle: float = math.radians(60)
-    cutoff: float = 0.1
-    min_length: float | None = None
-    max_length: float | None = None
-    batch_size: int = 32768
-
-    def __post_init__(self) -> None:
-        given = {"step_mm": self.step_mm, "min_length": self.min_length, "max_length": self.max_length}
-        wrong = [f"{name}={value}" for name, value in given.items() if value is not None and not value > 0]
-        if wrong or not 0 < self.angle <= math.pi or self.batch_size < 1:
-            raise ValueError(
-                f"Lengths must be positive ({', '.join(wrong) or 'they are'}), the angle in (0, π] radians "
-                f"(got {self.angle}) and the batch at least 1 (got {self.batch_size})."
-            )
-
-    def lengths(self, grid: ImageGrid) -> tuple[float, float, float]:
-        """Step, least and greatest length in mm on a given grid."""
-        voxel = mean_voxel_size(grid)
-        step = 0.1 * voxel if self.step_mm is None else self.step_mm
-        least = 5 * voxel if self.min_length is None else self.min_length
-        greatest = 100 * voxel if self.max_length is None else self.max_length
-        return step, least, greatest
-
-    def parameters(self, grid: ImageGrid | None = None) -> dict[str, float | str]:
-        """Plain facts for a sidecar; lengths in mm where the grid is given, else in voxels as MRtrix3 defines them."""
-        facts: dict[str, float | str] = {
+    def method_facts(self) -> dict[str, Any]:
+        return {
             "Algorithm": "SD_STREAM",
             "Integration": "Euler",
-            "MaximumAngle": math.degrees(self.angle),
-            "CutoffAmplitude": self.cutoff,
             "SeedDirection": "peak uphill from a random direction",
         }
-        if grid is not None:
-            step, least, greatest = self.lengths(grid)
-            return {**facts, "StepSize": step, "MinimumLength": least, "MaximumLength": greatest, "LengthUnits": "mm"}
-        return facts
 
-    def track(
-        self,
-        orientations: Orientations,
-        seeds: Float[Tensor, "s 3"],
-        mask: Image,
-        generator: torch.Generator | None = None,
-        directions: Float[Tensor, "s 3"] | None = None,
-    ) -> Iterator[Streamlines]:
-        """Streamlines in batches of seeds; ``per_streamline["seed"]`` is the index of each line's seed.
-
-        ``directions`` replaces the random initial directions. ``generator`` defaults to one seeded with 0. Points carry
-        gradients to ``orientations.coeffs`` and ``seeds`` where either requires them.
-        """
-        if not isinstance(orientations, ShField):
-            raise ShapeError(f"SD_STREAM follows spherical harmonics; got a {type(orientations).__name__}.")
-        if mask.grid.space != orientations.grid.space:
-            raise SpaceMismatchError(
-                f"The mask is in {mask.grid.space!r} and the orientations in {orientations.grid.space!r}; "
-                "resample the mask onto the orientations' space first."
-            )
-        seeds = seeds.to(orientations.coeffs)
-        if directions is None:
-            # All at once and on the CPU: neither the batch size nor the device changes what is drawn.
-            source = torch.Generator().manual_seed(0) if generator is None else generator
-            directions = random_directions(len(seeds), source)
-        return self._batches(orientations, seeds, directions.to(seeds), mask)
-
-    def _batches(self, field: ShField, seeds: Tensor, directions: Tensor, mask: Image) -> Iterator[Streamlines]:
-        step, least, greatest = self.lengths(field.grid)
-        limits = PointLimits.of(least, greatest, step)
-        table = ComponentTable.of(field)
-        marcher = Marcher(table, MaskLookup.of(mask, seeds.device), step, math.cos(self.angle), self.cutoff)
-        for start in range(0, len(seeds), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            with torch.no_grad():
-                paths = self._follow(marcher, limits, seeds[part].detach(), directions[part])
-            yield self._assemble(marcher, paths, seeds[part], start)
-
-    def _follow(self, marcher: Marcher, limits: PointLimits, seeds: Tensor, directions: Tensor) -> Paths:
-        """Both halves of every line of a batch at once; the lines that are too short are left out."""
-        position, direction, index = start_at_peaks(marcher, seeds, directions)
-        return marcher.march(position, direction, index, limits)
-
-    def _assemble(self, marcher: Marcher, paths: Paths, seeds: Tensor, start: int) -> Streamlines:
-        points = paths.points
-        values = marcher.table.values
-        if torch.is_grad_enabled() and (values.requires_grad or seeds.requires_grad):
-            points = LinePoints.apply(values, seeds[paths.seed], paths, marcher.table, marcher.step)
-        return Streamlines(points, paths.offsets, marcher.table.grid.space, {}, {"seed": paths.seed + start})
+    def engine(self, task: Task) -> SDStreamMarch:
+        assert isinstance(task.orientations, ShField)
+        table = ComponentTable.of(task.orientations)
+        mask = MaskLookup.of(task.mask, table.values.device)
+        stepper = PeakStepper(table, mask, task.step, math.cos(task.largest_turn), self.cutoff)
+        return SDStreamMarch(stepper, task.limits, self.one_way)
 
 
-def start_at_peaks(
-    marcher: Marcher, seeds: Float[Tensor, "s 3"], directions: Float[Tensor, "s 3"]
-) -> tuple[Float[Tensor, "3 m"], Float[Tensor, "3 m"], Tensor]:
-    """Seeds inside mask and data whose peak (uphill from the direction) reaches the cutoff: positions, peaks, indices."""
-    positions, starts = seeds.mT.contiguous(), directions.mT.contiguous()
-    index = marcher.mask.contains(positions).nonzero().ravel()
-    found: list[tuple[Tensor, Tensor]] = []
-    for part in index.split(marcher.tile):
-        columns = pad_to_lanes(part)
-        components, has_data = marcher.table.sample(to_voxel(marcher.table.grid, positions[:, columns]))
-        peaks, amplitudes = find_peaks(components, starts[:, columns])
-        is_good = (has_data & (amplitudes >= marcher.cutoff))[: len(part)]
-        found.append((part[is_good], peaks[:, : len(part)][:, is_good]))
-    kept = torch.cat([item[0] for item in found]) if found else index
-    peaks = torch.cat([item[1] for item in found], dim=1) if found else starts[:, :0]
-    return positions[:, kept], peaks, kept
+@dataclass(frozen=True, eq=False)
+class SDStreamMarch(March):
+    """The torch loop of SD_STREAM, with its derivative."""
+
+    stepper: PeakStepper
+
+    def points(self, paths: Paths, seeds: Float[Tensor, "s 3"]) -> Float[Tensor, "p 3"]:
+        table = self.stepper.table
+        return LinePoints.apply(table.values, seeds[paths.seed], paths, table, self.stepper.step)
+
+
+@dataclass(frozen=True, eq=False)
+class PeakStepper(Stepper):
+    """One Euler step along the peak nearest to the direction of travel. States carry the search's present direction."""
+
+    table: ComponentTable
+    mask: MaskLookup
+    step: float
+    cosine: float
+    cutoff: float
+
+    def start(
+        self, position: Float[Tensor, "3 m"], direction: Float[Tensor, "3 m"], number: Int[Tensor, " m"]
+    ) -> tuple[Float[Tensor, "9 m"], Bool[Tensor, " m"]]:
+        """At the peak uphill from the direction; seeds outside mask or data, or below the cutoff, do not start."""
+        components, has_data = self.table.sample(to_voxel(self.table.grid, position))
+        peaks, amplitudes = find_peaks(components, direction)
+        is_good = self.mask.contains(position) & has_data & (amplitudes >= self.cutoff)
+        return torch.cat((position, peaks, peaks)), is_good
+
+    def reverse(self, state: Float[Tensor, "9 m"]) -> Float[Tensor, "9 m"]:
+        return torch.cat((state[:3], -state[3:]))
+
+    def advance(
+        self, state: Float[Tensor, "9 m"], number: Int[Tensor, " m"], taken: Int[Tensor, " m"]
+    ) -> tuple[Float[Tensor, "9 m"], Bool[Tensor, " m"], Bool[Tensor, " m"]]:
+        """Two steps of the peak search and, where it is over, a step of the line."""
+        position, previous = state[:3], state[3:6]
+        components, has_data = self.table.sample(to_voxel(self.table.grid, position))
+        first, first_amplitude, is_early = ascend(components, state[6:])
+        second, second_amplitude, is_late = ascend(components, first)
+        new = torch.where(is_early, first, second)
+        amplitude = torch.where(is_early, first_amplitude, second_amplitude)
+        is_over = is_early | is_late
+        moved = position + self.step * new
+        stands = (amplitude >= self.cutoff) & (poly.dot(previous, new) >= self.cosine) & self.mask.contains(moved)
+        has_moved = has_data & is_over & stands
+        position = torch.where(has_moved, moved, position)
+        previous = torch.where(has_moved, new, previous)
+        return torch.cat((position, previous, new)), has_moved, has_data & ~is_over

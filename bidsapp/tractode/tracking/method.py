@@ -1,0 +1,184 @@
+"""What every streamline tracker of this wing shares: lengths in mm, random numbers, batches, checks of the inputs.
+
+A method file adds its defaults and an `Engine`: the loop that follows a batch of seeds. Defaults are MRtrix3's
+(Tournier et al., NeuroImage 2019, doi:10.1016/j.neuroimage.2019.116137), in voxels of the field (cube root of volume).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tractode.contracts import Orientations, Tracker
+from tractode.errors import ShapeError, SpaceMismatchError
+from tractode.fields import Image, ImageGrid, Streamlines
+from tractode.tracking.march import Engine
+from tractode.tracking.seeds import random_directions
+from tractode.tracking.stopping import PointLimits, mean_voxel_size
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an engine is built for: the field, where lines may go, the step and turn allowed, the points of a line."""
+
+    orientations: Orientations
+    mask: Image
+    step: float
+    largest_turn: float
+    limits: PointLimits
+    key: int
+
+
+@dataclass(frozen=True)
+class StreamlineTracker(Tracker):
+    """Settings that all methods share. Lengths in mm; ``None`` means the method's default for the field's voxels.
+
+    Attributes
+    ----------
+    step_mm, min_length, max_length
+        Default: `STEP_VOXELS`, 5 and 100 voxels.
+    angle
+        The largest turn of one step, radians; ``None`` means the method's own default.
+    min_radius
+        The least radius of curvature in mm; where given, it replaces ``angle`` by ``2 asin(step / 2 min_radius)``.
+    cutoff
+        The least amplitude (FA for tensors) to start at and to follow.
+    one_way
+        Follow each seed along its initial direction only, not also against it.
+    batch_size
+        Seeds tracked at once; it changes memory and speed, never the lines.
+    compiled
+        On a CPU, use the method's compiled loop where it has one; a field on another device never does.
+    """
+
+    STEP_VOXELS: ClassVar[float]
+    ANGLE: ClassVar[float]
+    accepts: ClassVar[tuple[type, ...]]
+
+    step_mm: float | None = None
+    angle: float | None = None
+    min_radius: float | None = None
+    cutoff: float = 0.1
+    min_length: float | None = None
+    max_length: float | None = None
+    one_way: bool = False
+    batch_size: int = 32768
+    compiled: bool = True
+
+    def __post_init__(self) -> None:
+        names = ("step_mm", "min_length", "max_length", "min_radius")
+        wrong = [f"{name}={getattr(self, name)}" for name in names if not (getattr(self, name) or 1) > 0]
+        wrong += [f"{name}=0" for name in names if getattr(self, name) == 0]
+        if wrong or not 0 < self._angle <= math.pi or self.batch_size < 1:
+            raise ValueError(
+                f"Lengths must be positive ({', '.join(wrong) or 'they are'}), the angle in (0, π] radians "
+                f"(got {self._angle}) and the batch at least 1 (got {self.batch_size})."
+            )
+
+    @property
+    def _angle(self) -> float:
+        return self.ANGLE if self.angle is None else self.angle
+
+    def lengths(self, grid: ImageGrid) -> tuple[float, float, float]:
+        """Step, least and greatest length in mm on a given grid."""
+        voxel = mean_voxel_size(grid)
+        step = self.STEP_VOXELS * voxel if self.step_mm is None else self.step_mm
+        least = 5 * voxel if self.min_length is None else self.min_length
+        greatest = 100 * voxel if self.max_length is None else self.max_length
+        return step, least, greatest
+
+    def largest_turn(self, step: float) -> float:
+        """The largest turn of one step of ``step`` mm, radians."""
+        if self.min_radius is None:
+            return self._angle
+        return 2 * math.asin(min(1.0, step / (2 * self.min_radius)))
+
+    def parameters(self, grid: ImageGrid | None = None) -> dict[str, Any]:
+        """Plain facts for a sidecar; lengths in mm where the grid is given, else in voxels as MRtrix3 defines them."""
+        facts: dict[str, Any] = {
+            **self.method_facts(),
+            "MaximumAngle": math.degrees(self._angle),
+            "CutoffAmplitude": self.cutoff,
+            "OneWay": self.one_way,
+        }
+        if self.min_radius is not None:
+            facts["MinimumRadius"] = self.min_radius
+        if grid is not None:
+            step, least, greatest = self.lengths(grid)
+            facts |= {
+                "MaximumAngle": math.degrees(self.largest_turn(step)),
+                "StepSize": step,
+                "MinimumLength": least,
+                "MaximumLength": greatest,
+                "LengthUnits": "mm",
+            }
+        return facts
+
+    @abstractmethod
+    def method_facts(self) -> dict[str, Any]:
+        """What is particular to the method: at least ``Algorithm`` and ``Integration``."""
+
+    @abstractmethod
+    def engine(self, task: Task) -> Engine:
+        """The loop for one field and mask; called once per `track`."""
+
+    def track(
+        self,
+        orientations: Orientations,
+        seeds: Float[Tensor, "s 3"],
+        mask: Image,
+        generator: torch.Generator | None = None,
+        directions: Float[Tensor, "s 3"] | None = None,
+    ) -> Iterator[Streamlines]:
+        """Streamlines in batches of seeds (some may be empty).
+
+        ``per_streamline["seed"]`` is the index of each line's seed and ``["seed_point"]`` that of the seed's point
+        within the line. ``directions`` replaces the random initial directions. ``generator`` defaults to one seeded
+        with 0; everything random follows from one draw of directions and one of a key, so neither the batch size nor
+        the device changes what is drawn.
+        """
+        if not isinstance(orientations, self.accepts):
+            wanted = " or ".join(kind.__name__ for kind in self.accepts)
+            raise ShapeError(f"{type(self).__name__} follows {wanted}; got a {type(orientations).__name__}.")
+        if mask.grid.space != orientations.grid.space:
+            raise SpaceMismatchError(
+                f"The mask is in {mask.grid.space!r} and the orientations in {orientations.grid.space!r}; "
+                "resample the mask onto the orientations' space first."
+            )
+        values = values_of(orientations)
+        seeds = seeds.to(values)
+        source = torch.Generator().manual_seed(0) if generator is None else generator
+        if directions is None:
+            directions = random_directions(len(seeds), source)
+        key = int(torch.randint(2**62, (1,), generator=source))
+        step, least, greatest = self.lengths(orientations.grid)
+        task = Task(orientations, mask, step, self.largest_turn(step), PointLimits.of(least, greatest, step), key)
+        return self._batches(self.engine(task), seeds, directions.to(seeds), orientations, values.requires_grad)
+
+    def _batches(
+        self, engine: Engine, seeds: Tensor, directions: Tensor, field: Orientations, field_requires_grad: bool
+    ) -> Iterator[Streamlines]:
+        for start in range(0, len(seeds), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            with torch.no_grad():
+                paths = engine.follow(seeds[part].detach(), directions[part], start)
+            points = paths.points
+            if self.is_differentiable and torch.is_grad_enabled() and (field_requires_grad or seeds.requires_grad):
+                points = engine.points(paths, seeds[part])
+            data = {"seed": paths.seed + start, "seed_point": paths.first_steps}
+            yield Streamlines(points, paths.offsets, field.grid.space, {}, data)
+
+
+def values_of(orientations: Orientations) -> Tensor:
+    """The tensor that holds a field's values: what its dtype, device and gradient are those of."""
+    for name in ("coeffs", "components", "directions"):
+        if hasattr(orientations, name):
+            return getattr(orientations, name)
+    raise ShapeError(f"A {type(orientations).__name__} is not a field of orientations.")
