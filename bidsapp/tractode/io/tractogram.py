@@ -21,8 +21,8 @@ from torch import Tensor
 
 from tractode.errors import InputDataError, MissingInputError, UsageError
 from tractode.fields import ImageGrid, Streamlines
+from tractode.io.tractogram_stream import stream_to
 
-FIXED_DATE = (1980, 1, 1, 0, 0, 0)
 DTYPES = (
     "float16",
     "float32",
@@ -49,12 +49,8 @@ class TractogramNote:
 
 def write_tractogram(path: Path, lines: Streamlines, grid: ImageGrid) -> None:
     """Write ``.trx`` or ``.tck`` by the extension; ``grid`` is the image the lines were made on (for the TRX header)."""
-    if path.suffix == ".trx":
-        write_trx(path, lines, grid)
-    elif path.suffix == ".tck":
-        write_tck(path, lines)
-    else:
-        raise _unknown(path)
+    with stream_to(path, grid) as out:
+        out.append(lines)
 
 
 def read_tractogram(path: Path, space: str) -> tuple[Streamlines, list[TractogramNote]]:
@@ -71,41 +67,6 @@ def read_tractogram(path: Path, space: str) -> tuple[Streamlines, list[Tractogra
         )
     lines, notes = (_read_trx if path.suffix == ".trx" else _read_tck)(path, space)
     return _without_broken(lines, notes)
-
-
-def write_trx(path: Path, lines: Streamlines, grid: ImageGrid) -> None:
-    """TRX with float32 positions, data per point and per streamline."""
-    header = {
-        "DIMENSIONS": list(grid.shape),
-        "NB_STREAMLINES": len(lines),
-        "NB_VERTICES": len(lines.points),
-        "VOXEL_TO_RASMM": grid.affine.tolist(),
-    }
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        _store(archive, "header.json", json.dumps(header, sort_keys=True).encode())
-        _store(archive, "positions.3.float32", _bytes(lines.points.detach().float()))
-        _store(archive, "offsets.uint32" if len(lines.points) < 2**32 else "offsets.uint64", _offsets(lines))
-        for folder, data in (("dpv", lines.per_point), ("dps", lines.per_streamline)):
-            for name, value in sorted(data.items()):
-                flat = value.detach().reshape(len(value), -1) if len(value) else value.detach().reshape(0, 1)
-                columns = "" if flat.shape[1] == 1 else f".{flat.shape[1]}"
-                _store(archive, f"{folder}/{name}{columns}.{str(flat.dtype).removeprefix('torch.')}", _bytes(flat))
-
-
-def write_tck(path: Path, lines: Streamlines) -> None:
-    """TCK, little-endian float32: a row of NaN after each line and a row of infinity at the end."""
-    counts = lines.n_points.cpu().numpy()
-    ends = np.cumsum(counts + 1) - 1
-    rows = np.full((len(lines.points) + len(lines) + 1, 3), np.nan, dtype="<f4")
-    is_point = np.ones(len(rows), dtype=bool)
-    is_point[ends] = False
-    is_point[-1] = False
-    rows[is_point] = lines.points.detach().cpu().float().numpy()
-    rows[-1] = np.inf
-    fields = f"mrtrix tracks\ndatatype: Float32LE\ncount: {len(lines):010d}\n"
-    # The offset of the data is part of the text whose length it is.
-    size = next(n for n in range(len(fields), len(fields) + 64) if len(f"{fields}file: . {n}\nEND\n") == n)
-    path.write_bytes(f"{fields}file: . {size}\nEND\n".encode() + rows.tobytes())
 
 
 def _read_trx(path: Path, space: str) -> tuple[Streamlines, list[TractogramNote]]:
@@ -268,21 +229,6 @@ def _data(arrays: dict[str, NDArray[np.generic]], folder: str, n: int, path: Pat
                 native[:, 0] if native.shape[1] == 1 else native
             )
     return found
-
-
-def _store(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    info = zipfile.ZipInfo(name, FIXED_DATE)
-    info.external_attr = 0o644 << 16
-    archive.writestr(info, content)
-
-
-def _bytes(values: Tensor) -> bytes:
-    array = values.cpu().contiguous().numpy()
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def _offsets(lines: Streamlines) -> bytes:
-    return lines.offsets.cpu().numpy().astype("<u4" if len(lines.points) < 2**32 else "<u8").tobytes()
 
 
 def _invalid(
