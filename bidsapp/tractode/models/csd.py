@@ -117,6 +117,7 @@ class CSD(OrientationModel):
         return torch.cat([params @ forward.mT, s0], dim=-1)[:, place.to(params.device)]
 
     def fit(self, signal: Float[Tensor, "v n"], gtab: GradientTable) -> Float[Tensor, "v l"]:
+        """FOD coefficients; differentiable in the signal with the response held (see `tractode.models.deconvolution`)."""
         shell = self._checked_shell(gtab)
         response = self._response_for(gtab, shell)
         return constrained_deconvolution(signal[:, shell], gtab.bvecs[shell], response.coefficients, self.order)
