@@ -57,10 +57,15 @@ class ComponentTable:
         matrix = sh_polynomial.from_harmonics(field.order).to(coeffs.device)
         tiles = [(matrix @ coeffs[:, part].double()).mT.to(coeffs.dtype) for part in index.split(CONVERSION_TILE)]
         values = torch.cat([coeffs.new_zeros(1, len(matrix)), *tiles])
-        rows = torch.zeros(len(is_stored), dtype=torch.int32, device=coeffs.device)
-        rows[index] = torch.arange(1, len(index) + 1, dtype=torch.int32, device=coeffs.device)
-        padded = functional.pad(rows.reshape(1, 1, *field.grid.shape).double(), (0, 1, 0, 1, 0, 1), mode="replicate")
-        return cls(field.grid, values, padded[0, 0].to(torch.int32))
+        return cls(field.grid, values, _padded_rows(index, field.grid))
+
+    @classmethod
+    def of_values(cls, grid: ImageGrid, values: Float[Tensor, "n i j k"]) -> ComponentTable:
+        """Any values, as they are; differentiable in them."""
+        flat = values.flatten(1)
+        index = (flat.detach() != 0).any(0).nonzero().ravel()
+        table = torch.cat([flat.new_zeros(1, len(flat)), flat[:, index].mT])
+        return cls(grid, table, _padded_rows(index, grid))
 
     def corners(self, vox: Float[Tensor, "3 m"]) -> tuple[Int[Tensor, "m 8"], Float[Tensor, "m 8"], Bool[Tensor, " m"]]:
         """Table rows and weights of the eight surrounding voxels, and whether there is data at each point."""
@@ -113,3 +118,11 @@ class ComponentTable:
         )
         is_clamped = (vox < 0) | (vox >= upper)
         return rows, weights, torch.where(is_clamped, 0.0, slopes)
+
+
+def _padded_rows(index: Int[Tensor, " r"], grid: ImageGrid) -> Int[Tensor, "i1 j1 k1"]:
+    """Row 1, 2, … for the stored voxels and 0 elsewhere, with the last voxel of each axis repeated once."""
+    rows = torch.zeros(grid.n_voxels, dtype=torch.int32, device=index.device)
+    rows[index] = torch.arange(1, len(index) + 1, dtype=torch.int32, device=index.device)
+    padded = functional.pad(rows.reshape(1, 1, *grid.shape).double(), (0, 1, 0, 1, 0, 1), mode="replicate")
+    return padded[0, 0].to(torch.int32)
