@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tractode.fields import ShField
 from tractode.ops import sh_polynomial as poly
-from tractode.tracking.adjoint import LinePoints
+from tractode.tracking.adjoint import line_points
 from tractode.tracking.march import March, Paths, Stepper
 from tractode.tracking.method import StreamlineTracker, Task
 from tractode.tracking.peaks import ascend, find_peaks
@@ -65,7 +65,7 @@ class SDStreamMarch(March):
 
     def points(self, paths: Paths, seeds: Float[Tensor, "s 3"]) -> Float[Tensor, "p 3"]:
         table = self.stepper.table
-        return LinePoints.apply(table.values, seeds[paths.seed], paths, table, self.stepper.step)
+        return line_points(table, paths, seeds[paths.seed], self.stepper.step)
 
 
 @dataclass(frozen=True, eq=False)
