@@ -7,16 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from tractode.fields import DWI, Chain, GradientTable, Image, ImageGrid, Streamlines
 from tractode.simulate import bundles as tubes
 from tractode.simulate import signal
-from tractode.simulate.fibres import FibreField, FibreSettings, fibre_field, splat
+from tractode.simulate.fibres import FibreField, FibreSettings, fibre_field
 from tractode.simulate.seeds import stream
 from tractode.simulate.signal import TissueModel
 from tractode.simulate.tissues import Anatomy, averaged
+from tractode.simulate.truth import BundleTruth, bundle_truth
 from tractode.simulate.warp import WarpSettings, participant_warp, tabulated
 
 
@@ -34,16 +35,6 @@ class SubjectSettings:
     warp: WarpSettings = field(default_factory=WarpSettings)
     fibres: FibreSettings = field(default_factory=FibreSettings)
     tissue: TissueModel = field(default_factory=TissueModel)
-
-
-@dataclass(frozen=True, eq=False)
-class BundleTruth:
-    """A bundle on the dwi grid: where it is, and the two regions in which its fibres end."""
-
-    streamlines: Streamlines
-    mask: Bool[Tensor, "i j k"]
-    start: Bool[Tensor, "i j k"]
-    end: Bool[Tensor, "i j k"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +73,7 @@ def simulate(
     sigma = 0.0 if settings.snr is None else settings.white_matter_intensity * settings.tissue.s0_white / settings.snr
     noisy = signal.rician(clean, sigma, stream(seed, number, "dwi noise"))
     dwi = DWI(dwi_grid, noisy.round().float() if sigma else noisy.float(), gtab, tissues.sum(0) > 0)
-    truths = {name: _truth(line, fibres, name, dwi_grid, settings) for name, line in lines.items()}
+    truths = {name: bundle_truth(line, fibres, name, settings.end_radius_mm) for name, line in lines.items()}
     return Participant(t1w, t1w_mask, dwi, clean.float(), warp, fibres, truths)
 
 
@@ -142,31 +133,6 @@ def _clean_signal(fibres: FibreField, gtab: GradientTable, settings: SubjectSett
     signals = signal.predict(fibres.fod.coeffs[:, brain].mT, fibres.tissues[:, brain].mT, gtab, settings.tissue)
     out = torch.zeros(len(gtab), *brain.shape, dtype=torch.float64)
     out[:, brain] = signals.mT * settings.white_matter_intensity
-    return out
-
-
-def _truth(line: Streamlines, fibres: FibreField, name: str, grid: ImageGrid, settings: SubjectSettings) -> BundleTruth:
-    brain = fibres.tissues.sum(0) > 0
-    mask = (fibres.occupancy[name] > 0.5) & brain
-    first, last = line.points[line.offsets[:-1]], line.points[line.offsets[1:] - 1]
-    start, end = (_near(grid, points, settings.end_radius_mm) & brain for points in (first, last))
-    return BundleTruth(line, mask, start, end)
-
-
-def _near(grid: ImageGrid, points: Float[Tensor, "p 3"], radius_mm: float) -> Bool[Tensor, "i j k"]:
-    """Voxels whose centre is within a radius of any of the points."""
-    hit = splat(grid, points, torch.ones(len(points), 1, dtype=torch.float64))[0] > 0
-    reach = [math.ceil(radius_mm / edge) + 1 for edge in grid.voxel_sizes]
-    index = hit.nonzero()
-    out = torch.zeros(grid.shape, dtype=torch.bool)
-    if not len(index):
-        return out
-    low = [max(0, int(index[:, a].min()) - reach[a]) for a in range(3)]
-    high = [min(grid.shape[a], int(index[:, a].max()) + reach[a] + 1) for a in range(3)]
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    centres = grid.centres(torch.float64)[box].reshape(-1, 3)
-    distance = torch.cat([torch.cdist(part, points.double()).amin(1) for part in centres.split(8192)])
-    out[box] = (distance <= radius_mm).reshape(out[box].shape)
     return out
 
 
