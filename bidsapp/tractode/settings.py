@@ -49,6 +49,20 @@ class Settings:
         Resolved: ``cpu`` or ``cuda:0``.
     tracking
         Names of trackers; empty means ``--no-tracking``.
+    n_seeds
+        Where given, every streamline of so many seeds is kept, whatever their number (``n_streamlines`` is not used).
+    seeding
+        Where streamlines start: see the seedings of `tractode.tracking.seeding`.
+    step_mm, angle_deg, min_radius_mm, cutoff, min_length_mm, max_length_mm
+        Given to every tracker; ``None`` leaves each its own default.
+    act
+        Anatomical constraint: tissues from a label or five-tissue image of the participant, or from the template.
+    derivatives
+        Folders in which such images are looked for, besides the dataset itself.
+    include, include_ordered, exclude
+        Region masks (paths) in the space of the first of ``output_spaces``.
+    sensitivity
+        Two such masks, the ends of a connection; empty means no sensitivity map.
     apply_gradient_fix
         Name of the fix the gradient check proposed (``flipx``, ``swapxy``, …).
     """
@@ -80,6 +94,22 @@ class Settings:
     models: tuple[str, ...] = ("dti", "csd")
     tracking: tuple[str, ...] = ("sdstream",)
     n_streamlines: int = 100_000
+    n_seeds: int | None = None
+    seeding: Literal["white-matter", "brain", "grid", "interface", "dynamic"] = "white-matter"
+    step_mm: float | None = None
+    angle_deg: float | None = None
+    min_radius_mm: float | None = None
+    cutoff: float | None = None
+    min_length_mm: float | None = None
+    max_length_mm: float | None = None
+    act: Literal["none", "labels", "template"] = "none"
+    derivatives: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    include_ordered: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    refine_orientations: bool = False
+    streamline_weights: Literal["none", "fod", "signal"] = "none"
+    sensitivity: tuple[str, ...] = ()
     tractogram_formats: tuple[str, ...] = ("trx",)
     assume_orientation: bool = False
     bval_from_norm: Literal["square", "none"] | None = None

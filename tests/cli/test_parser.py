@@ -66,6 +66,20 @@ SPELLINGS = [
     (["--tracking", "sdstream"], "tracking", ("sdstream",)),
     (["--no-tracking"], "tracking", ()),
     (["--n-streamlines", "500"], "n_streamlines", 500),
+    (["--n-seeds", "500"], "n_seeds", 500),
+    (["--seeding", "dynamic"], "seeding", "dynamic"),
+    (["--step-mm", "0.5"], "step_mm", 0.5),
+    (["--angle-deg", "30"], "angle_deg", 30.0),
+    (["--min-radius-mm", "2"], "min_radius_mm", 2.0),
+    (["--min-length-mm", "20"], "min_length_mm", 20.0),
+    (["--max-length-mm", "250"], "max_length_mm", 250.0),
+    (["--cutoff", "0"], "cutoff", 0.0),
+    (["--act", "labels"], "act", "labels"),
+    (["--derivatives", "/tmp", "/"], "derivatives", ("/tmp", "/")),
+    *[([f"--{name.replace('_', '-')}", "/"], name, ("/",)) for name in ("include", "include_ordered", "exclude")],
+    (["--refine-orientations"], "refine_orientations", True),
+    (["--streamline-weights", "fod"], "streamline_weights", "fod"),
+    (["--sensitivity", "/", "/tmp"], "sensitivity", ("/", "/tmp")),
     (["--tractogram-formats", "tck"], "tractogram_formats", ("trx", "tck")),
     (["--assume-orientation"], "assume_orientation", True),
     (["--bval-from-norm", "square"], "bval_from_norm", "square"),
@@ -141,7 +155,7 @@ def test_a_label_that_could_be_a_path_is_refused(option: str, label: str) -> Non
         ["--frobnicate"],
         ["--anat-only"],
         ["--low-mem"],
-        ["--derivatives", "/x"],
+        ["--derivative-path", "/x"],
         ["--participant", "01"],  # no abbreviations: a later option must not change what an old command means
         ["--n-stream", "10"],
         ["extra"],
@@ -196,6 +210,13 @@ def test_missing_positionals(argv: list[str]) -> None:
         ["--accept-gradients", "--apply-gradient-fix", "flipx"],
         ["--dry-run", "--reports-only"],
         ["--output-spaces", "native", "--output-resolution", "2"],
+        ["--no-tracking", "--streamline-weights", "fod"],
+        ["--seeding", "interface"],
+        ["--n-seeds", "5", "--n-streamlines", "5"],
+        ["--min-radius-mm", "2", "--angle-deg", "30"],
+        ["--include", "/", "--output-spaces", "native"],
+        ["--act", "template", "--output-spaces", "native"],
+        ["--tracking", "sdstream", "--models", "dti"],
     ],
     ids=" ".join,
 )
@@ -208,6 +229,11 @@ def test_without_an_orientation_model_there_is_no_tracking_and_it_is_said() -> N
     request = parse([*BASE, "--models", "dti"])
     assert request.settings.tracking == ()
     assert any("tractography" in note for note in request.notes)
+
+
+def test_a_region_that_is_not_there_is_said() -> None:
+    with pytest.raises(MissingInputError, match="no such file"):
+        parse([*BASE, "--exclude", "/data/no-such-mask.nii.gz"])
 
 
 def test_more_threads_than_processors_is_said() -> None:

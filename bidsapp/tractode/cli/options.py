@@ -1,14 +1,15 @@
-"""The options of ``tractode``: every spelling, their help, and how one word on the command line becomes a value."""
+"""The options of ``tractode``: every spelling and its help. Those of tractography are in `tracking_options`."""
 
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tractode import __version__
+from tractode.cli.tracking_options import add_tracking
+from tractode.cli.words import device, label, memory, one_of, positive, threshold, whole
 
 LEVELS = {"participant": "participant", "subject": "participant", "group": "group", "dataset": "group"}
 ANAT_MODALITIES = ("T1w", "T2w", "none")
@@ -16,95 +17,14 @@ TRACTOGRAM_FORMATS = ("trx", "tck")
 BVAL_RULES = ("square", "none")
 DEBUG_MODES = ("pdb", "workdir", "all")
 
-_LABEL = re.compile(r"[A-Za-z0-9]+")
-_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([TGMKB]?)(?:i?B)?", re.IGNORECASE)
-_UNIT_GIB = {"T": 1024.0, "G": 1.0, "M": 1 / 1024, "K": 1 / 1024**2, "B": 1 / 1024**3, "": 1 / 1024}
-
-
-def label(prefix: str) -> Callable[[str], str]:
-    """A converter that drops the prefix of a BIDS label and refuses what cannot be one (a path, a line break, …)."""
-
-    def read(text: str) -> str:
-        bare = text.removeprefix(prefix)
-        if not _LABEL.fullmatch(bare):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a BIDS label: letters and digits only, with or without {prefix!r} in front"
-            )
-        return bare
-
-    return read
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """A converter to a whole number that is at least ``least``."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-        return value
-
-    return read
-
-
-def positive(text: str) -> float:
-    """A finite number above zero."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
-    return value
-
-
-def threshold(text: str) -> float:
-    """A finite number of at least zero."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a b-value (s/mm², at least 0)")
-    return value
-
-
-def memory(text: str) -> float:
-    """GiB of ``8G``, ``8000M``, ``8388608K``, … ; a bare number is in MiB."""
-    match = _MEMORY.fullmatch(text.strip())
-    value = float(match[1]) * _UNIT_GIB[match[2].upper()] if match else 0.0
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory (examples: 8G, 8000M, 8000)")
-    return value
-
-
-def device(text: str) -> str:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``; whether it is there is asked later."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a device (auto, cpu, cuda or cuda:N)")
-    return text
-
-
-def one_of(noun: str, names: tuple[str, ...]) -> Callable[[str], str]:
-    """A converter that accepts the given names."""
-
-    def read(text: str) -> str:
-        if text not in names:
-            raise argparse.ArgumentTypeError(f"there is no {noun} named {text!r}; choose from {', '.join(names)}")
-        return text
-
-    return read
-
 
 def add_options(parser: argparse.ArgumentParser, models: tuple[str, ...], trackers: tuple[str, ...]) -> None:
     """All options. Defaults are suppressed so that one given can be told from one left out."""
     _add_selection(parser)
     _add_resources(parser)
     _add_outputs(parser)
-    _add_methods(parser, models, trackers)
+    _add_methods(parser, models)
+    add_tracking(_group(parser, "tractography"), trackers)
     _add_permissions(parser)
     _add_other(parser)
 
@@ -250,7 +170,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_methods(parser: argparse.ArgumentParser, models: tuple[str, ...], trackers: tuple[str, ...]) -> None:
+def _add_methods(parser: argparse.ArgumentParser, models: tuple[str, ...]) -> None:
     add = _group(parser, "methods")
     add(
         "--models",
@@ -260,23 +180,6 @@ def _add_methods(parser: argparse.ArgumentParser, models: tuple[str, ...], track
         type=one_of("model", models),
         metavar="MODEL",
         help=f"diffusion models: {', '.join(models)} (default: dti csd)",
-    )
-    add(
-        "--tracking",
-        dest="tracking",
-        nargs="+",
-        action="extend",
-        type=one_of("tracker", trackers),
-        metavar="TRACKER",
-        help=f"tractography: {', '.join(trackers)} (default: sdstream)",
-    )
-    add("--no-tracking", dest="no_tracking", action="store_true", help="no tractography")
-    add(
-        "--n-streamlines",
-        dest="n_streamlines",
-        type=whole(1),
-        metavar="N",
-        help="accepted streamlines per tractogram (default: 100000)",
     )
     add(
         "--b0-threshold",

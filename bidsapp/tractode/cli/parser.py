@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tractode.cli import environment, folders, options
+from tractode.cli.tracking_options import check_tracking
 from tractode.errors import ConfigurationError, MissingInputError, TractodeError, UnknownLevelError, UsageError
 from tractode.settings import Settings, typed
 
@@ -130,6 +131,9 @@ def _settled(values: dict[str, Any], asked: frozenset[str], notes: list[str]) ->
         if values.get(name) is not None:
             # Steps run in folders of their own: a relative path would mean something else there.
             values[name] = Path(os.path.abspath(values[name]))
+    for name in ("derivatives", "include", "include_ordered", "exclude", "sensitivity"):
+        if name in values:
+            values[name] = tuple(os.path.abspath(path) for path in values[name])
     values.setdefault("nprocs", environment.count_cpus())
     values.setdefault("omp_nthreads", max(1, min(values["nprocs"] // 2, _MAX_THREADS)))
     if values["omp_nthreads"] > values["nprocs"]:
@@ -163,15 +167,7 @@ def _check_conflicts(values: dict[str, Any], asked: frozenset[str], notes: list[
             "E-CONFIG-RESOLUTION",
             "leave it out, or name a template with --output-spaces",
         )
-    if "csd" not in values.get("models", ("csd",)) and values.get("tracking", ("sdstream",)):
-        if "tracking" in asked:
-            conflict(
-                f"--tracking {' '.join(values['tracking'])} follows an orientation field and --models {' '.join(values['models'])} yields none",
-                "E-CONFIG-TRACKING",
-                "add csd to --models, or give --no-tracking",
-            )
-        notes.append("No orientation model among --models: no tractography.")
-        values["tracking"] = ()
+    check_tracking(values, asked, notes)
 
 
 def _read_filters(path: Path) -> dict[str, Any]:

@@ -1,0 +1,179 @@
+"""The options of ``tractode`` for tractography: method, seeds, when a streamline ends, what is made of the streamlines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tractode.cli.words import at_least_zero, one_of, positive, whole
+from tractode.errors import ConfigurationError, MissingInputError
+
+SEEDINGS = ("white-matter", "brain", "grid", "interface", "dynamic")
+TISSUES = ("none", "labels", "template")
+WEIGHTS = ("none", "fod", "signal")
+REGIONS = ("include", "include_ordered", "exclude", "sensitivity")
+FEATURES = ("streamline_weights", "refine_orientations", *REGIONS)
+
+
+def add_tracking(add: Callable[..., Any], trackers: tuple[str, ...]) -> None:
+    """Lengths in mm, angles in degrees; without a value each tracker keeps its own default."""
+    several: dict[str, Any] = {"nargs": "+", "action": "extend"}
+    add(
+        "--tracking",
+        dest="tracking",
+        type=one_of("tracker", trackers),
+        metavar="TRACKER",
+        **several,
+        help=f"methods: {', '.join(trackers)} (default: sdstream)",
+    )
+    add("--no-tracking", dest="no_tracking", action="store_true", help="no tractography")
+    add(
+        "--n-streamlines",
+        dest="n_streamlines",
+        type=whole(1),
+        metavar="N",
+        help="accepted streamlines per tractogram (default: 100000)",
+    )
+    add(
+        "--n-seeds",
+        dest="n_seeds",
+        type=whole(1),
+        metavar="N",
+        help="instead of a number of streamlines: keep all that come of N seeds",
+    )
+    add(
+        "--seeding",
+        dest="seeding",
+        type=one_of("seeding", SEEDINGS),
+        metavar="WHERE",
+        help="white-matter (FA above 0.2, the default), brain, grid (every voxel of white matter alike), "
+        "interface (of grey and white matter; needs --act) or dynamic (where streamlines are still too few)",
+    )
+    _add_rules(add)
+    _add_regions(add, several)
+    _add_features(add, several)
+
+
+def _add_rules(add: Callable[..., Any]) -> None:
+    for name, dest, text in (
+        ("--step-mm", "step_mm", "step"),
+        ("--angle-deg", "angle_deg", "largest turn of one step, degrees"),
+        ("--min-radius-mm", "min_radius_mm", "least radius of curvature, instead of an angle"),
+        ("--min-length-mm", "min_length_mm", "least length"),
+        ("--max-length-mm", "max_length_mm", "greatest length"),
+    ):
+        add(
+            name,
+            dest=dest,
+            type=positive,
+            metavar=name.rpartition("-")[2].upper(),
+            help=f"{text} (default: the method's)",
+        )
+    add(
+        "--cutoff",
+        dest="cutoff",
+        type=at_least_zero("an amplitude (or FA) of at least 0"),
+        metavar="A",
+        help="least FOD amplitude, or FA of tensor methods, to follow (default: 0.1; half of it with --act)",
+    )
+
+
+def _add_regions(add: Callable[..., Any], several: dict[str, Any]) -> None:
+    add(
+        "--act",
+        dest="act",
+        type=one_of("source of tissues", TISSUES),
+        metavar="{none,labels,template}",
+        help="anatomically constrained: tissues from a FreeSurfer-style label image or a five-tissue image of the "
+        "participant (labels), or from the template (template: coarse)",
+    )
+    add(
+        "--derivatives",
+        dest="derivatives",
+        metavar="DIR",
+        **several,
+        help="folders in which anatomical derivatives (label images, five-tissue images) are looked for",
+    )
+    for name, text in (
+        ("include", "streamlines must visit all of these regions"),
+        ("include-ordered", "… in this order"),
+        ("exclude", "streamlines must not enter these regions"),
+    ):
+        add(
+            f"--{name}",
+            dest=name.replace("-", "_"),
+            metavar="MASK",
+            **several,
+            help=f"{text} (masks in the first of --output-spaces)",
+        )
+
+
+def _add_features(add: Callable[..., Any], several: dict[str, Any]) -> None:
+    add(
+        "--refine-orientations",
+        dest="refine_orientations",
+        action="store_true",
+        help="optimise the orientation field through its own streamlines before tracking",
+    )
+    add(
+        "--streamline-weights",
+        dest="streamline_weights",
+        type=one_of("target of weights", WEIGHTS),
+        metavar="{none,fod,signal}",
+        help="a weight for every streamline such that together they explain the FOD or the signal (default: none)",
+    )
+    add(
+        "--sensitivity",
+        dest="sensitivity",
+        metavar="MASK",
+        nargs=2,
+        help="two regions (masks in the first of --output-spaces): a map of which voxels' signal their connection rests on",
+    )
+
+
+def check_tracking(values: dict[str, Any], asked: frozenset[str], notes: list[str]) -> None:
+    """Conflicts among the settings of tractography; drops tracking where no model yields a field to follow."""
+    _check_fields(values, asked, notes)
+    features = [name for name in FEATURES if values.get(name, "none") not in ("none", (), False)]
+    if not values.get("tracking", ("sdstream",)) and features:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in features)
+        _conflict(f"{named} needs streamlines and there is no tractography", "E-CONFIG-TRACKING", "leave them out")
+    if values.get("seeding") == "interface" and values.get("act", "none") == "none":
+        _conflict("--seeding interface needs tissue maps", "E-CONFIG-SEEDING", "add --act labels or --act template")
+    if values.get("n_seeds") and "n_streamlines" in asked:
+        _conflict("--n-seeds and --n-streamlines contradict each other", "E-CONFIG-SEEDS")
+    if values.get("min_radius_mm") and values.get("angle_deg"):
+        _conflict("--min-radius-mm and --angle-deg contradict each other", "E-CONFIG-ANGLE")
+    if len(values.get("sensitivity", ())) not in (0, 2):
+        _conflict("A sensitivity map needs two regions", "E-CONFIG-SENSITIVITY", "name the two ends of one connection")
+    regions = [path for name in REGIONS for path in values.get(name, ())]
+    if (regions or values.get("act") == "template") and values.get("output_spaces", ("default",)) == ():
+        _conflict(
+            "Regions and tissues of a template need a registration and no template is asked for",
+            "E-CONFIG-REGIONS",
+            "name with --output-spaces the template that the masks are in",
+        )
+    for path in (*regions, *values.get("derivatives", ())):
+        if not Path(path).exists():
+            raise MissingInputError(
+                "There is no such file or folder", id="E-REGION-MISSING", path=Path(path), fix="check the path"
+            )
+
+
+def _check_fields(values: dict[str, Any], asked: frozenset[str], notes: list[str]) -> None:
+    models, trackers = values.get("models", ("dti", "csd")), values.get("tracking", ("sdstream",))
+    unfed = [name for name in trackers if ("dti" if name == "tensordet" else "csd") not in models]
+    if unfed and "tracking" in asked:
+        _conflict(
+            f"--tracking {' '.join(unfed)} follows an orientation field that --models {' '.join(models)} does not yield",
+            "E-CONFIG-TRACKING",
+            "add csd to --models (dti for tensordet), or give --no-tracking",
+        )
+    if unfed:
+        notes.append("No orientation model among --models: no tractography.")
+        values["tracking"] = tuple(name for name in trackers if name not in unfed)
+
+
+def _conflict(found: str, id: str, fix: str = "give one of them") -> NoReturn:
+    raise ConfigurationError(found, id=id, fix=fix)
