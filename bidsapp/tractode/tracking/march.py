@@ -74,6 +74,10 @@ class Engine(ABC):
         """``paths.points`` as a function of the field and of the batch's seeds, where the method has a derivative."""
         raise NotImplementedError(f"{type(self).__name__} has no derivative.")
 
+    def per_point(self, paths: Paths) -> dict[str, Tensor]:
+        """Data of every point of the lines beyond its place, where some were asked for. No gradient."""
+        return {}
+
 
 @dataclass(frozen=True, eq=False)
 class March(Engine):

@@ -26,7 +26,10 @@ from tractode.tracking.stopping import PointLimits, mean_voxel_size
 
 @dataclass(frozen=True)
 class Task:
-    """What an engine is built for: the field, where lines may go, the step and turn allowed, the points of a line."""
+    """What an engine is built for: the field, where lines may go, the step and turn allowed, the points of a line.
+
+    ``learned_step`` is the step as it was given, where its gradient is asked for.
+    """
 
     orientations: Orientations
     mask: Image
@@ -34,6 +37,7 @@ class Task:
     largest_turn: float
     limits: PointLimits
     key: int
+    learned_step: Float[Tensor, ""] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,9 @@ class StreamlineTracker(Tracker):
     Attributes
     ----------
     step_mm, min_length, max_length
-        Default: `STEP_VOXELS`, 5 and 100 voxels.
+        Default: `STEP_VOXELS`, 5 and 100 voxels. The step may be a tensor of one number that requires a gradient, which
+        the points of differentiable methods then have; the number of points that the lengths allow is piecewise
+        constant in it.
     angle
         The largest turn of one step, radians; ``None`` means the method's own default.
     min_radius
@@ -62,7 +68,7 @@ class StreamlineTracker(Tracker):
     ANGLE: ClassVar[float]
     accepts: ClassVar[tuple[type, ...]]
 
-    step_mm: float | None = None
+    step_mm: float | Tensor | None = None
     angle: float | None = None
     min_radius: float | None = None
     cutoff: float = 0.1
@@ -89,7 +95,7 @@ class StreamlineTracker(Tracker):
     def lengths(self, grid: ImageGrid) -> tuple[float, float, float]:
         """Step, least and greatest length in mm on a given grid."""
         voxel = mean_voxel_size(grid)
-        step = self.STEP_VOXELS * voxel if self.step_mm is None else self.step_mm
+        step = self.STEP_VOXELS * voxel if self.step_mm is None else float(self.step_mm)
         least = 5 * voxel if self.min_length is None else self.min_length
         greatest = 100 * voxel if self.max_length is None else self.max_length
         return step, least, greatest
@@ -159,21 +165,25 @@ class StreamlineTracker(Tracker):
             directions = random_directions(len(seeds), source)
         key = int(torch.randint(2**62, (1,), generator=source))
         step, least, greatest = self.lengths(orientations.grid)
-        task = Task(orientations, mask, step, self.largest_turn(step), PointLimits.of(least, greatest, step), key)
-        return self._batches(self.engine(task), seeds, directions.to(seeds), orientations, values.requires_grad)
+        learned = self.step_mm if isinstance(self.step_mm, Tensor) and self.step_mm.requires_grad else None
+        task = Task(
+            orientations, mask, step, self.largest_turn(step), PointLimits.of(least, greatest, step), key, learned
+        )
+        wants_gradient = values.requires_grad or seeds.requires_grad or learned is not None
+        return self._batches(self.engine(task), seeds, directions.to(seeds), orientations, wants_gradient)
 
     def _batches(
-        self, engine: Engine, seeds: Tensor, directions: Tensor, field: Orientations, field_requires_grad: bool
+        self, engine: Engine, seeds: Tensor, directions: Tensor, field: Orientations, wants_gradient: bool
     ) -> Iterator[Streamlines]:
         for start in range(0, len(seeds), self.batch_size):
             part = slice(start, start + self.batch_size)
             with torch.no_grad():
                 paths = engine.follow(seeds[part].detach(), directions[part], start)
             points = paths.points
-            if self.is_differentiable and torch.is_grad_enabled() and (field_requires_grad or seeds.requires_grad):
+            if self.is_differentiable and torch.is_grad_enabled() and wants_gradient:
                 points = engine.points(paths, seeds[part])
             data = {"seed": paths.seed + start, "seed_point": paths.first_steps}
-            yield Streamlines(points, paths.offsets, field.grid.space, {}, data)
+            yield Streamlines(points, paths.offsets, field.grid.space, engine.per_point(paths), data)
 
 
 def values_of(orientations: Orientations) -> Tensor:
