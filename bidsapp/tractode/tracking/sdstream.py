@@ -14,7 +14,7 @@ point where it has as many as ``max_length`` allows. Both directions are followe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from tractode.fields import ShField
 from tractode.ops import sh_polynomial as poly
-from tractode.tracking.adjoint import line_points
+from tractode.tracking.adjoint import Derivative
+from tractode.tracking.jacobian import LineDerivative
 from tractode.tracking.march import March, Paths, Stepper
 from tractode.tracking.method import StreamlineTracker, Task
 from tractode.tracking.peaks import ascend, find_peaks
@@ -33,7 +34,17 @@ from tractode.tracking.stopping import MaskLookup
 
 @dataclass(frozen=True)
 class SDStream(StreamlineTracker):
-    """See `StreamlineTracker` for the settings; step 0.1 voxel, angle 60°, cutoff 0.1."""
+    """See `StreamlineTracker` for the settings; step 0.1 voxel, angle 60°, cutoff 0.1.
+
+    Points have gradients with respect to coefficients, seeds and step; `adjoint` says where there is none.
+
+    Attributes
+    ----------
+    max_growth
+        A bound on how much a gradient may grow along a line; see `adjoint.Derivative`.
+    report_growth
+        Give ``per_point["growth"]``: how much a shift of the seed has grown at each point; see `jacobian`.
+    """
 
     label: ClassVar[str] = "sdstream"
     citation: ClassVar[str] = "tournier2012"
@@ -41,6 +52,9 @@ class SDStream(StreamlineTracker):
     accepts: ClassVar[tuple[type, ...]] = (ShField,)
     STEP_VOXELS: ClassVar[float] = 0.1
     ANGLE: ClassVar[float] = math.radians(60)
+
+    max_growth: float | None = None
+    report_growth: bool = False
 
     def method_facts(self) -> dict[str, Any]:
         return {
@@ -54,18 +68,24 @@ class SDStream(StreamlineTracker):
         table = ComponentTable.of(task.orientations)
         mask = MaskLookup.of(task.mask, table.values.device)
         stepper = PeakStepper(table, mask, task.step, math.cos(task.largest_turn), self.cutoff)
-        return SDStreamMarch(stepper, task.limits, self.one_way)
+        return SDStreamMarch(stepper, task.limits, self.one_way, derivative=self._derivative(task, table))
+
+    def _derivative(self, task: Task, table: ComponentTable) -> LineDerivative:
+        step = task.step if task.learned_step is None else task.learned_step
+        return LineDerivative(table, step, Derivative("euler", self.max_growth, self.compiled), self.report_growth)
 
 
 @dataclass(frozen=True, eq=False)
 class SDStreamMarch(March):
     """The torch loop of SD_STREAM, with its derivative."""
 
-    stepper: PeakStepper
+    derivative: LineDerivative = field(kw_only=True)
 
     def points(self, paths: Paths, seeds: Float[Tensor, "s 3"]) -> Float[Tensor, "p 3"]:
-        table = self.stepper.table
-        return line_points(table, paths, seeds[paths.seed], self.stepper.step)
+        return self.derivative.points(paths, seeds)
+
+    def per_point(self, paths: Paths) -> dict[str, Tensor]:
+        return self.derivative.per_point(paths)
 
 
 @dataclass(frozen=True, eq=False)
