@@ -26,9 +26,13 @@ def nearest(lines: Streamlines, landmark: tuple[float, float, float]) -> float:
     return float((lines.points - torch.tensor(landmark)).norm(dim=-1).min())
 
 
-def test_there_are_at_least_twelve_and_each_pair_has_both_sides() -> None:
+# Thinner than the template's blur: its white matter is half as white there.
+FAINT = {"FXL", "FXR"}
+
+
+def test_there_are_at_least_twenty_four_and_each_pair_has_both_sides() -> None:
     names = set(courses())
-    assert len(names) >= 12
+    assert len(names) >= 24
     assert all(name[:-1] + "R" in names for name in names if name.endswith("L") and courses()[name].kind == "paired")
 
 
@@ -38,7 +42,7 @@ def test_bundle_stays_in_white_matter_and_on_its_side(name: str, white: Image) -
     fraction = white.sample(lines.points.float())[:, 0]
     assert len(lines) >= 40
     assert (fraction > 0.2).float().mean() > 0.9
-    assert fraction.mean() > 0.6
+    assert fraction.mean() > (0.45 if name in FAINT else 0.6)
     x = lines.points[:, 0]
     if courses()[name].kind == "commissure":
         assert x.min() < -15
@@ -66,6 +70,12 @@ def test_bundle_stays_in_white_matter_and_on_its_side(name: str, white: Image) -
         ("CGL", [(-9, 0, 34), (-24, -30, -16)]),  # cingulate and parahippocampal parts
         ("ORR", [(22, -26, -3), (14, -92, 3)]),  # lateral geniculate body, calcarine cortex
         ("AFL", [(-40, -45, 18)]),  # arch around the Sylvian fissure
+        ("FXR", [(2, -10, 17), (28, -33, -2), (2, 1, -4)]),  # body, fimbria, column
+        ("FPTL", [(-9, -16, -17), (-18, 1, 6), (-24, 26, 38)]),  # medial peduncle, genu and anterior limb, frontal lobe
+        (
+            "POPTR",
+            [(15, -23, -15), (26, -26, 8), (27, -50, 42)],
+        ),  # lateral peduncle, retrolenticular limb, parietal lobe
     ],
 )
 def test_bundle_passes_its_landmarks(name: str, landmarks: list[tuple[float, float, float]], white: Image) -> None:
@@ -76,6 +86,66 @@ def test_bundle_passes_its_landmarks(name: str, landmarks: list[tuple[float, flo
 def test_left_is_the_mirror_image_of_right(white: Image) -> None:
     left, right = draw("CSTL", white, 300), draw("CSTR", white, 300)
     assert torch.allclose(left.points.mean(0) * torch.tensor([-1.0, 1, 1]), right.points.mean(0), atol=1.0)
+
+
+def on_2mm(lines: Streamlines) -> tuple[dict[tuple[int, ...], torch.Tensor], torch.Tensor]:
+    """Mean unit direction of a bundle in each 2 mm cell that it visits, and its cells."""
+    index = lines.streamline_of_point
+    within = index[1:] == index[:-1]
+    step = lines.points.diff(dim=0)[within].double()
+    cells = (lines.points[:-1][within].double() / 2).round().long()
+    unique, owner = cells.unique(dim=0, return_inverse=True)
+    total = torch.zeros(len(unique), 3, dtype=torch.float64).index_add(0, owner, step / step.norm(dim=-1, keepdim=True))
+    mean = total / total.norm(dim=-1, keepdim=True)
+    return {tuple(cell): direction for cell, direction in zip(unique.tolist(), mean, strict=True)}, unique
+
+
+def shared_angles(first: Streamlines, second: Streamlines) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cells that two bundles share (mm), and the angle between them there, degrees."""
+    one, two = on_2mm(first)[0], on_2mm(second)[0]
+    cells = sorted(one.keys() & two.keys())
+    cosine = torch.stack([(one[cell] @ two[cell]).abs() for cell in cells])
+    return torch.tensor(cells) * 2.0, torch.rad2deg(torch.acos(cosine.clamp(max=1)))
+
+
+def test_fornices_kiss_below_the_callosum(white: Image) -> None:
+    left, right = draw("FXL", white, 300), draw("FXR", white, 300)
+    cells, angle = shared_angles(left, right)
+    assert len(cells) >= 8
+    assert angle.median() < 15
+    # They touch and part: apart by 40 mm at the fimbriae, and neither ever crosses the midline.
+    assert right.points[:, 0].min() > 0 > left.points[:, 0].max()
+    starts = [lines.points[lines.offsets[:-1]].mean(0) for lines in (left, right)]
+    assert (starts[0] - starts[1]).norm() > 40
+
+
+def test_uncinate_kisses_the_inferior_fronto_occipital_fasciculus(white: Image) -> None:
+    ifof, uncinate = draw("IFOFR", white, 300), draw("UFR", white, 300)
+    cells, angle = shared_angles(ifof, uncinate)
+    assert len(cells) >= 8
+    assert angle.median() < 35
+    # Side by side in the external capsule, and the uncinate is the lower one before and after.
+    for y in (35.0, 22.0, 10.0):
+        heights = [float(lines.points[(lines.points[:, 1] - y).abs() < 1.5, 2].median()) for lines in (ifof, uncinate)]
+        assert heights[0] > heights[1]
+
+
+def test_three_bundles_squeeze_through_the_cerebral_peduncle(white: Image) -> None:
+    lines = {name: draw(name, white, 300) for name in ("FPTR", "CSTR", "POPTR")}
+    slab = {name: found.points[(found.points[:, 2] + 17).abs() < 1] for name, found in lines.items()}
+    assert all(len(points) > 50 for points in slab.values())
+    together = (torch.cat(list(slab.values()))[:, :2] / 2).round().unique(dim=0)
+    assert len(together) * 4 < 150  # mm² of the stem's cross-section
+    directions = []
+    for found in lines.values():
+        within = (found.points[:-1, 2] + 17).abs() < 3
+        along = found.points.diff(dim=0)[within]
+        kept = along[along.norm(dim=-1) < 3]
+        directions.append(torch.nn.functional.normalize((kept * kept[:, 2:].sign()).mean(0), dim=0))
+    worst = min(float((a @ b).abs()) for a in directions for b in directions)
+    assert np.rad2deg(np.arccos(worst)) < 30
+    ends = torch.stack([found.points[found.offsets[1:] - 1].mean(0) for found in lines.values()])
+    assert torch.pdist(ends).min() > 25
 
 
 def test_disk_is_evenly_filled(generator: torch.Generator) -> None:
@@ -90,6 +160,9 @@ ATLAS = {
     "ORR": "ProjectionBasalGanglia_OpticRadiationR",
     "IFOFL": "Association_InferiorFrontoOccipitalFasciculusL",
     "AFL": "Association_ArcuateFasciculusL",
+    "FXR": "ProjectionBasalGanglia_FornixR",
+    "FPTL": "ProjectionBrainstem_CorticopontineTractL_Frontal",
+    "POPTR": "ProjectionBrainstem_CorticopontineTractR_Parietal",
 }
 
 
