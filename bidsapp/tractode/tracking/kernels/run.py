@@ -1,0 +1,86 @@
+"""Seeds are followed in chunks of a fixed size by threads; the lines are joined in the order of their seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tractode.tracking.kernels.compile import inner
+from tractode.tracking.march import Paths
+
+CHUNK = 256  # seeds: large enough to hide the call, small enough to balance the threads
+# Points, directions, steps of the first and second halves, seeds (counted within the chunk) of the lines kept.
+Lines = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Follow = Callable[[np.ndarray, np.ndarray, int], Lines]
+
+
+def follow_in_chunks(
+    follow: Follow, seeds: Float[Tensor, "s 3"], directions: Float[Tensor, "s 3"], first: int
+) -> Paths:
+    """``follow(seeds, directions, first)`` is called for each chunk, ``first`` being the index of its first seed.
+
+    What it does with a seed must depend on that seed, its direction and its index only: then the lines depend neither
+    on the chunks nor on how many threads (those of torch) share them.
+    """
+    at, towards = seeds.detach().contiguous().numpy(), directions.contiguous().numpy()
+    starts = range(0, len(at), CHUNK)
+
+    def chunk(start: int) -> Lines:
+        return follow(at[start : start + CHUNK], towards[start : start + CHUNK], first + start)
+
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        parts = list(pool.map(chunk, starts))
+    return _join(parts, starts, at.dtype)
+
+
+def _join(parts: list[Lines], starts: range, kind: np.dtype) -> Paths:
+    """All chunks' lines as one; each chunk's memory is given back once copied."""
+    n_points = sum(len(part[0]) for part in parts)
+    points, directions = np.empty((n_points, 3), kind), np.empty((n_points, 3), kind)
+    none = np.zeros(0, np.int64)
+    numbers: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [(none, none, none)]
+    end = 0
+    parts.reverse()
+    for start in starts:
+        at, towards, first, second, seed = parts.pop()
+        points[end : end + len(at)], directions[end : end + len(at)] = at, towards
+        numbers.append((first, second, seed + start))
+        end += len(at)
+    first_steps, second_steps, seeds = (torch.from_numpy(np.concatenate(row)) for row in zip(*numbers, strict=True))
+    offsets = torch.cat((first_steps.new_zeros(1), (1 + first_steps + second_steps).cumsum(0)))
+    return Paths(torch.from_numpy(points), torch.from_numpy(directions), offsets, first_steps, second_steps, seeds)
+
+
+@inner
+def grown(array, used, needed):
+    """The array itself, or a longer copy of its first ``used`` rows, so that ``needed`` rows fit."""
+    if needed <= len(array):
+        return array
+    longer = np.empty((max(needed, 2 * len(array)), array.shape[1]), array.dtype)
+    longer[:used] = array[:used]
+    return longer
+
+
+@inner
+def append_line(points, directions, used, halves, n_first, n_second):
+    """Write a line behind the ``used`` points: the first half backwards, then seed and second half.
+
+    ``halves[half, t]`` holds position and direction (6 numbers) after t steps; ``halves[0, 0]`` is the seed. The arrays
+    must have room.
+    """
+    for t in range(n_first, -1, -1):
+        for axis in range(3):
+            points[used, axis] = halves[0, t, axis]
+            directions[used, axis] = halves[0, t, 3 + axis] if t else halves.dtype.type(0)
+        used += 1
+    for t in range(1, n_second + 1):
+        for axis in range(3):
+            points[used, axis] = halves[1, t, axis]
+            directions[used, axis] = halves[1, t, 3 + axis]
+        used += 1
+    return used

@@ -1,0 +1,155 @@
+"""SD_STREAM as a compiled loop: `tracking.sdstream` and `tracking.peaks` for one seed at a time, Euler or RK4."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from tractode.tracking.kernels.compile import inner, kernel
+from tractode.tracking.kernels.polynomial import contract, spread, workspace
+from tractode.tracking.kernels.run import append_line, grown
+from tractode.tracking.kernels.table import contains, interpolate
+from tractode.tracking.peaks import ASCENT_TOLERANCE, MAX_ITERATIONS, MAX_TURN
+
+
+class Rules(NamedTuple):
+    """Step (mm), least cosine of a turn, cutoff, least and greatest number of points, halves, RK4 instead of Euler."""
+
+    step: float
+    cosine: float
+    cutoff: float
+    minimum: int
+    maximum: int
+    is_one_way: bool
+    is_rk4: bool
+
+
+@inner
+def ascend(starts, grid, powers, x, y, z):
+    """The peak uphill of a direction and its amplitude (that of the point before the last step); NaN where none."""
+    kind = grid.dtype.type
+    steepening = kind(len(starts) - 2)  # L − 1
+    for _ in range(MAX_ITERATIONS):
+        xx, xy, xz, yy, yz, zz = contract(starts, grid, powers, x, y, z)
+        bx, by, bz = xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z
+        value = x * bx + y * by + z * bz
+        sx, sy, sz = bx - value * x, by - value * y, bz - value * z
+        steepness = math.sqrt(sx * sx + sy * sy + sz * sz)
+        if steepness == 0:
+            return x, y, z, value
+        ux, uy, uz = sx / steepness, sy / steepness, sz / steepness
+        cx, cy, cz = xx * ux + xy * uy + xz * uz, xy * ux + yy * uy + yz * uz, xz * ux + yz * uy + zz * uz
+        across, radius = x * uy - y * ux, x * x + y * y
+        bent = steepness * z * uz * across * across / max(radius * radius, kind(1e-16))
+        curvature = steepening * (ux * cx + uy * cy + uz * cz) - value - bent
+        turn = kind(0)
+        if curvature != 0:
+            turn = min(abs(steepness / curvature), kind(MAX_TURN))
+        x, y, z = x + turn * ux, y + turn * uy, z + turn * uz
+        scale = kind(1) / math.sqrt(x * x + y * y + z * z)
+        x, y, z = x * scale, y * scale, z * scale
+        if turn < kind(ASCENT_TOLERANCE):
+            return x, y, z, value
+    return x, y, z, kind(np.nan)
+
+
+@inner
+def direction_at(field, work, cutoff, px, py, pz, x, y, z):
+    """The peak at a point nearest to a direction, and whether there is one that is high enough."""
+    columns, grid, powers = work
+    if not interpolate(field, px, py, pz, columns):
+        return x, y, z, False
+    spread(field.starts, columns, grid)
+    x, y, z, value = ascend(field.starts, grid, powers, x, y, z)
+    return x, y, z, value >= cutoff
+
+
+@inner
+def runge_kutta(field, work, rules, px, py, pz, x, y, z):
+    """The direction of one fourth-order step, and whether it may be taken."""
+    kind = field.values.dtype.type
+    step, half, two = kind(rules.step), kind(0.5 * rules.step), kind(2)
+    cutoff = kind(rules.cutoff)
+    ax, ay, az, is_good = direction_at(field, work, cutoff, px, py, pz, x, y, z)
+    if not is_good:
+        return x, y, z, False
+    bx, by, bz, is_good = direction_at(field, work, cutoff, px + half * ax, py + half * ay, pz + half * az, x, y, z)
+    if not is_good:
+        return x, y, z, False
+    cx, cy, cz, is_good = direction_at(field, work, cutoff, px + half * bx, py + half * by, pz + half * bz, x, y, z)
+    if not is_good:
+        return x, y, z, False
+    sx, sy, sz = unit(bx + cx, by + cy, bz + cz)
+    dx, dy, dz, is_good = direction_at(field, work, cutoff, px + step * cx, py + step * cy, pz + step * cz, sx, sy, sz)
+    if not is_good:
+        return x, y, z, False
+    x, y, z = unit(ax + two * (bx + cx) + dx, ay + two * (by + cy) + dy, az + two * (bz + cz) + dz)
+    dx, dy, dz, is_good = direction_at(field, work, cutoff, px + step * x, py + step * y, pz + step * z, x, y, z)
+    return x, y, z, is_good and ax * dx + ay * dy + az * dz >= kind(rules.cosine)
+
+
+@inner
+def unit(x, y, z):
+    length = math.sqrt(x * x + y * y + z * z)
+    return x / length, y / length, z / length
+
+
+@inner
+def follow_half(field, mask, rules, work, line):
+    """Steps from ``line[0]`` (position and direction) until the line ends; how many there are."""
+    kind = line.dtype.type
+    step, cosine, cutoff = kind(rules.step), kind(rules.cosine), kind(rules.cutoff)
+    px, py, pz, x, y, z = line[0]
+    taken = 0
+    while taken < rules.maximum - 1:
+        if rules.is_rk4:
+            nx, ny, nz, is_good = runge_kutta(field, work, rules, px, py, pz, x, y, z)
+        else:
+            nx, ny, nz, is_good = direction_at(field, work, cutoff, px, py, pz, x, y, z)
+            is_good = is_good and x * nx + y * ny + z * nz >= cosine
+        if not is_good:
+            break
+        x, y, z = nx, ny, nz
+        px, py, pz = px + step * x, py + step * y, pz + step * z
+        if not contains(mask, px, py, pz):
+            break
+        taken += 1
+        row = line[taken]
+        row[0], row[1], row[2], row[3], row[4], row[5] = px, py, pz, x, y, z
+    return taken
+
+
+@kernel
+def follow(field, mask, rules, seeds, directions, first):
+    """The lines of a chunk of seeds: points, directions, steps of both halves, seeds."""
+    kind = seeds.dtype.type
+    work = workspace(field)
+    cutoff = kind(rules.cutoff)
+    halves = np.empty((2, rules.maximum, 6), seeds.dtype)
+    points, towards = np.empty((4096, 3), seeds.dtype), np.empty((4096, 3), seeds.dtype)
+    steps, found, used = np.empty((3, len(seeds)), np.int64), 0, 0
+    for s in range(len(seeds)):
+        px, py, pz = seeds[s]
+        x, y, z = directions[s]
+        if not contains(mask, px, py, pz):
+            continue
+        x, y, z, is_good = direction_at(field, work, cutoff, px, py, pz, x, y, z)
+        if not is_good:
+            continue
+        origin = halves[0, 0]
+        origin[0], origin[1], origin[2], origin[3], origin[4], origin[5] = px, py, pz, x, y, z
+        n_first, n_second = follow_half(field, mask, rules, work, halves[0]), 0
+        if not rules.is_one_way:
+            origin = halves[1, 0]
+            origin[0], origin[1], origin[2], origin[3], origin[4], origin[5] = px, py, pz, -x, -y, -z
+            n_second = min(follow_half(field, mask, rules, work, halves[1]), max(rules.maximum - 1 - n_first, 1))
+        n = 1 + n_first + n_second
+        if n < max(rules.minimum, 2):
+            continue
+        points, towards = grown(points, used, used + n), grown(towards, used, used + n)
+        used = append_line(points, towards, used, halves, n_first, n_second)
+        steps[0, found], steps[1, found], steps[2, found] = n_first, n_second, s
+        found += 1
+    return points[:used].copy(), towards[:used].copy(), steps[0, :found], steps[1, :found], steps[2, :found]
