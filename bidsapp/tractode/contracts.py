@@ -105,6 +105,22 @@ class Tracker(ABC):
         """Streamlines from seeds (RAS+ mm) inside a mask; a generative tracker may only count the seeds."""
 
 
+class Rule(ABC):
+    """A rule on finished streamlines: it ends them earlier or leaves them out, whatever tracker made them.
+
+    What it does with one line never depends on the others, and the points it keeps are those it was given (or lie
+    between them), so gradients pass through.
+    """
+
+    @abstractmethod
+    def apply(self, lines: Streamlines) -> Streamlines:
+        """The lines that pass, in their order, with their data; ``per_streamline["seed_point"]`` follows what was cut."""
+
+    def facts(self) -> dict[str, Any]:
+        """The rule as plain data for sidecar and report."""
+        return {"Rule": type(self).__name__}
+
+
 class SimilarityMetric(ABC):
     """A cost between images on one grid: least where they are aligned."""
 
