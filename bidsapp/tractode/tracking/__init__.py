@@ -2,4 +2,11 @@
 
 from tractode.registry import Registry
 
-TRACKERS = Registry("tracker", {"sdstream": "tractode.tracking.sdstream:SDStream"})
+TRACKERS = Registry(
+    "tracker",
+    {
+        "sdstream": "tractode.tracking.sdstream:SDStream",
+        "tensordet": "tractode.tracking.tensordet:TensorDet",
+        "eudx": "tractode.tracking.eudx:EuDX",
+    },
+)
