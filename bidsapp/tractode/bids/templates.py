@@ -144,6 +144,48 @@ def load_template(template: Template, contrast: str = "T1w") -> TemplateImages:
     return TemplateImages(image, Image(image.grid, mask.values > 0.5), "T2w" if use_t2w else "T1w")
 
 
+def tissue_files(template: Template) -> dict[str, Path]:
+    """Probability maps of a template: ``GM`` and ``WM``, and ``CSF`` where it has one.
+
+    Raises
+    ------
+    ResourceUnavailableError
+        It has none, or they are not here and cannot be fetched.
+    """
+    if template.is_builtin:
+        from tractode.io.builtin_template import builtin_path
+
+        return {"GM": builtin_path("GM"), "WM": builtin_path("WM")}
+    space = SpaceSpec(template.name)
+    api = _api(space)
+    found = {
+        label: _get(api, space, template.resolution, suffix="probseg", desc=None, label=label)
+        for label in ("GM", "WM", "CSF")
+    }
+    known = {label: path for label, path in found.items() if path is not None}
+    if not {"GM", "WM"} <= known.keys():
+        raise ResourceUnavailableError(
+            f"{template.name} has no maps of grey and white matter",
+            id="E-TPL-TISSUES",
+            needed="probseg images with label-GM and label-WM",
+            fix=f"use --act labels with a segmentation of the participant, or --output-spaces {BUILT_IN}",
+        )
+    return known
+
+
+def load_tissues(template: Template) -> Image:
+    """Five-tissue maps of a template from its probability maps: coarse where grey matter is subcortical."""
+    from tractode.io.builtin_template import load_builtin
+    from tractode.io.nifti import read_image
+    from tractode.preprocess import five_tissue
+
+    if template.is_builtin:
+        return five_tissue.from_fractions(load_builtin("GM"), load_builtin("WM"), load_builtin("mask"))
+    maps = {label: read_image(path, template.name)[0] for label, path in tissue_files(template).items()}
+    mask = load_template(template).mask
+    return five_tissue.from_fractions(maps["GM"], maps["WM"], mask, maps.get("CSF"))
+
+
 def _from_templateflow(space: SpaceSpec) -> Template:
     api = _api(space)
     known = api.templates()
@@ -187,10 +229,24 @@ def _api(space: SpaceSpec) -> Any:
 
 
 def _get(
-    api: Any, space: SpaceSpec, resolution: int | None, *, suffix: str, desc: str | None, is_optional: bool = False
+    api: Any,
+    space: SpaceSpec,
+    resolution: int | None,
+    *,
+    suffix: str,
+    desc: str | None,
+    is_optional: bool = False,
+    **more: str,
 ) -> Path | None:
     """One file; ``None`` if the template has none of the kind, or none of the kind is here and it is optional."""
-    wanted = {"resolution": resolution, "cohort": space.cohort, "suffix": suffix, "desc": desc, "extension": ".nii.gz"}
+    wanted = {
+        "resolution": resolution,
+        "cohort": space.cohort,
+        "suffix": suffix,
+        "desc": desc,
+        "extension": ".nii.gz",
+        **more,
+    }
     try:
         found = api.get(space.name, **wanted)
     except Exception as error:  # requests and file errors of every kind mean the same to the user

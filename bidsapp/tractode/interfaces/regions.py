@@ -1,0 +1,200 @@
+"""Bringing regions and tissue maps of the template or of the anatomy into a scan, each interpolated once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nipype.interfaces.base import traits
+
+from tractode.bids import sidecar
+from tractode.bids.manifest import StepWriter
+from tractode.bids.templates import load_tissues, tissue_files
+from tractode.errors import InputDataError
+from tractode.fields import Image, ImageGrid, Transform
+from tractode.fields.transform import Chain, resample
+from tractode.interfaces.normalisation import Link
+from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
+from tractode.io.nifti import read_image
+from tractode.preprocess import five_tissue
+from tractode.reports import figures_tissues
+
+TISSUE_SIZE_MM = 1.0
+
+
+class CarryRegionsInputSpec(StepInputSpec):
+    run = traits.Any(mandatory=True, desc="a DwiRun")
+    prepared = traits.Dict(mandatory=True, desc="outputs of PrepareDwi")
+    tissues = traits.Enum("none", "labels", "five_tissue", "template", usedefault=True, desc="what tissues come from")
+    tissue_path = traits.Str("", usedefault=True, desc="TissueSource.path, for labels and five_tissue")
+    regions = traits.Dict(desc="letters and digits → path of a mask in the template's space: include1, exclude1 …")
+    template = traits.Any(desc="a Template; needed for regions and for tissues of the template")
+    template_link = traits.Dict(desc="outputs of the registration to the template")
+    template_facts = traits.Dict()
+    anat_link = traits.Dict(desc="outputs of the registration to anatomy, where there is one")
+    anat_facts = traits.Dict()
+    anat_space = traits.Str("", usedefault=True)
+    anat_modality = traits.Str("", usedefault=True)
+
+
+class CarryRegions(Step):
+    """Roles: ``tissues`` (five-tissue maps in the scan's space, 1 mm) and ``region-<name>`` (masks on the scan's grid).
+
+    Raises `InputDataError` where a registration it rests on did not pass its gate, or a region misses the scan.
+    """
+
+    input_spec: ClassVar[type] = CarryRegionsInputSpec
+
+    @property
+    def _space(self) -> str:
+        return f"{self.inputs.run.name}_dwi"
+
+    def _anat(self) -> list[Link]:
+        inputs = self.inputs
+        if not inputs.anat_space:
+            return []
+        return [Link(inputs.anat_link, inputs.anat_facts, inputs.anat_space, self._space, inputs.anat_modality)]
+
+    def _template(self) -> list[Link]:
+        """dwi → anatomy → template, the way images of the template are resampled onto the scan."""
+        inputs = self.inputs
+        moving = inputs.anat_space or self._space
+        name = inputs.template.name
+        return [*self._anat(), Link(inputs.template_link, inputs.template_facts, name, moving, name)]
+
+    def _links(self) -> list[Link]:
+        needs_template = bool(self.inputs.regions) or self.inputs.tissues == "template"
+        return self._template() if needs_template else self._anat()
+
+    def needs(self) -> list[Path]:
+        inputs = self.inputs
+        paths = [Path(inputs.prepared["dwiref"]), Path(inputs.prepared["mask"])]
+        paths += [Path(link.outputs[f"from-{link.label}"]) for link in self._links()]
+        paths += [Path(path) for _, path in sorted((inputs.regions or {}).items())]
+        if inputs.tissues == "template":
+            return [*paths, *inputs.template.paths, *tissue_files(inputs.template).values()]
+        return [*paths, Path(inputs.tissue_path)] if inputs.tissues != "none" else paths
+
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "tissues": self.inputs.tissues,
+            "regions": sorted(self.inputs.regions or {}),
+            "template": self.inputs.template.name if self.inputs.template else "",
+            "links": [link.label for link in self._links()],
+            "tissue_size": TISSUE_SIZE_MM,
+        }
+
+    def compute(self, writer: StepWriter) -> None:
+        check_links(self._links())
+        background, _ = read_image(Path(self.inputs.prepared["dwiref"]), self._space)
+        mask, _ = read_image(Path(self.inputs.prepared["mask"]), self._space)
+        figures = []
+        run = self.inputs.run.name
+        writer.facts.update(tissues=self.inputs.tissues, regions={})
+        if self.inputs.tissues != "none":
+            tissues = self._tissues(writer, background.grid)
+            figures.append(
+                figures_tissues.borders(
+                    background, mask, tissue_borders(tissues), title="Tissues", desc="tissues", run=run,
+                    caption="Five-tissue maps that constrain tractography, over the mean b=0 image.",
+                )
+            )  # fmt: skip
+        regions = {name: self._region(writer, name, path, background.grid) for name, path in self._named()}
+        if regions:
+            figures.append(
+                figures_tissues.borders(
+                    background, mask, regions, title="Regions", desc="regions", run=run,
+                    caption=f"Regions of {self.inputs.template.name} brought into the scan.",
+                )
+            )  # fmt: skip
+        save_reportlets(writer, self.inputs.job.participant, figures)
+
+    def _named(self) -> list[tuple[str, str]]:
+        return sorted((self.inputs.regions or {}).items())
+
+    def _tissues(self, writer: StepWriter, grid: ImageGrid) -> Image:
+        inputs = self.inputs
+        if inputs.tissues == "template":
+            source, sources = load_tissues(inputs.template), list(tissue_files(inputs.template).values())
+            text = (
+                f"grey- and white-matter maps of {inputs.template.name} (coarse; subcortical grey matter by its place)"
+            )
+        else:
+            path = Path(inputs.tissue_path)
+            given, _ = read_image(path, inputs.anat_space or self._space)
+            is_made = inputs.tissues == "labels"
+            source, sources = (
+                (five_tissue.from_labels(given) if is_made else five_tissue.checked(given, str(path))),
+                [path],
+            )
+            text = "FreeSurfer labels" if is_made else "a five-tissue image that was given"
+        links = self._template() if inputs.tissues == "template" else self._anat()
+        maps = five_tissue.filled(onto(source, grid.resampled(TISSUE_SIZE_MM), links))
+        content = sidecar.qc_sidecar(
+            f"Fractions of five tissues in the space of the scan, from {text}", sources, inputs.job.bids_dir,
+            LabelMap=list(five_tissue.LABELS),
+        )  # fmt: skip
+        write_with_sidecar(
+            writer, "tissues", maps, content, inputs.run.entities, datatype="dwi", desc="5tt", suffix="probseg"
+        )
+        return maps
+
+    def _region(self, writer: StepWriter, name: str, path: str, grid: ImageGrid) -> Image:
+        inputs = self.inputs
+        given, _ = read_image(Path(path), inputs.template.name)
+        soft = onto(Image(given.grid, (given.values[:1] != 0).float()), grid, self._template())
+        region = Image(grid, soft.values > 0.5)
+        count = int(region.mask.sum())
+        if count == 0:
+            raise InputDataError(
+                f"The region {Path(path).name} has no voxel in the scan {inputs.run.name}",
+                id="E-REGION-EMPTY",
+                path=path,
+                needed=f"a mask in {inputs.template.name} that overlaps the scan, a voxel of it or more",
+                fix="look at the registration in the report; check the space of the mask, and make it larger",
+            )
+        content = sidecar.mask_sidecar(
+            [Path(path)], inputs.job.bids_dir, f"Region {name} of {inputs.template.name} in the scan"
+        )
+        write_with_sidecar(
+            writer, f"region-{name}", region, content | {"Type": "ROI"}, inputs.run.entities,
+            datatype="dwi", desc=name, suffix="mask",
+        )  # fmt: skip
+        writer.facts["regions"][name] = {"file": Path(path).name, "voxels": count}
+        return region
+
+
+def check_links(links: list[Link]) -> None:
+    """Raise `InputDataError` unless every registration has passed its gate."""
+    failed = [link for link in links if not link.passed]
+    if failed:
+        reasons = "; ".join(
+            f"{link.label}: {link.facts.get('quality', {}).get('reason', 'no verdict')}" for link in failed
+        )
+        raise InputDataError(
+            f"Tissues and regions cannot be brought into the scan: the registration did not pass its quality gate ({reasons})",
+            id="E-REGION-REGISTRATION",
+            needed="a registration that passes",
+            fix="look at the registration in the report; track this participant without --act and regions",
+        )
+
+
+def onto(image: Image, grid: ImageGrid, links: list[Link]) -> Image:
+    """An image at the end of the links on a grid at their beginning, linear; of the same space where there are none."""
+    if not links:
+        return Image(grid, image.sample(grid.centres()).permute(3, 0, 1, 2))
+    steps: list[Transform] = [link.backward() for link in links]
+    return resample(image, grid, Chain(tuple(steps)))
+
+
+def tissue_borders(tissues: Image) -> dict[str, Image]:
+    """What the report outlines."""
+    kind = five_tissue.dominant(tissues)[None]
+    named = {
+        "white matter": five_tissue.WHITE,
+        "subcortical grey matter": five_tissue.SUBCORTICAL,
+        "CSF": five_tissue.CSF,
+        "pathological tissue": five_tissue.PATHOLOGICAL,
+    }
+    found = {name: Image(tissues.grid, kind == number) for name, number in named.items()}
+    return {name: image for name, image in found.items() if bool(image.mask.any())}
