@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,6 +32,9 @@ from tractode.tracking.method import StreamlineTracker, Task
 from tractode.tracking.peak_field import peak_field
 from tractode.tracking.sampling import ComponentTable, nearest_index, to_voxel
 from tractode.tracking.stopping import MaskLookup
+
+if TYPE_CHECKING:
+    from tractode.tracking.kernels.run import Follow
 
 STEP_MM = 0.5
 
@@ -85,8 +89,8 @@ class EuDX(StreamlineTracker):
             return vote(corners, weights, reference, cosine, self.cutoff)[0]
 
         step = task.step if task.learned_step is None else task.learned_step
-        derivative = CornerDerivative(table, step, along)
-        return VoteMarch(stepper, task.limits, self.one_way, derivative=derivative)
+        march = VoteMarch(stepper, task.limits, self.one_way, derivative=CornerDerivative(table, step, along))
+        return VoteLoop(march) if self.compiled and table.values.device.type == "cpu" else march
 
 
 def table_of(field: PeakField) -> ComponentTable:
@@ -141,10 +145,37 @@ def vote(
 class VoteMarch(March):
     """The torch loop of EuDX, with its derivative."""
 
+    stepper: VoteStepper
     derivative: CornerDerivative = field(kw_only=True)
 
     def points(self, paths: Paths, seeds: Float[Tensor, "s 3"]) -> Float[Tensor, "p 3"]:
         return self.derivative.points(paths, seeds)
+
+
+@dataclass(frozen=True, eq=False)
+class VoteLoop(Engine):
+    """The compiled loop of EuDX, which follows each seed whole."""
+
+    march: VoteMarch
+
+    @cached_property
+    def _follow(self) -> Follow:
+        from tractode.tracking.kernels import eudx
+        from tractode.tracking.kernels.table import mask_arrays
+
+        at, limits = self.march.stepper, self.march.limits
+        rules = eudx.Rules(
+            at.step, at.cosine, at.cutoff, at.min_weight, limits.minimum, limits.maximum, self.march.one_way
+        )
+        return partial(eudx.follow, eudx.peak_arrays(at.table), mask_arrays(at.mask), rules)
+
+    def follow(self, seeds: Float[Tensor, "s 3"], directions: Float[Tensor, "s 3"], first: int) -> Paths:
+        from tractode.tracking.kernels.run import follow_in_chunks
+
+        return follow_in_chunks(self._follow, seeds, directions, first)
+
+    def points(self, paths: Paths, seeds: Float[Tensor, "s 3"]) -> Float[Tensor, "p 3"]:
+        return self.march.points(paths, seeds)
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,14 +48,15 @@ def field_arrays(table: ComponentTable) -> Field:
     values = table.values.detach()[:, columns]
     padded = functional.pad(values, (0, -len(columns) % ROW)).contiguous()
     starts = tuple(b * (order + 1) - b * (b - 1) // 2 for b in range(order + 1))
-    return Field(padded.numpy(), table.rows.contiguous().numpy(), _inverse(table.grid.inverse_affine), starts)
+    return Field(padded.numpy(), table.rows.contiguous().numpy(), affine_array(table.grid.inverse_affine), starts)
 
 
 def mask_arrays(mask: MaskLookup) -> Mask:
-    return Mask(mask.flat.reshape(mask.grid.shape).numpy(), _inverse(mask.grid.inverse_affine))
+    return Mask(mask.flat.reshape(mask.grid.shape).numpy(), affine_array(mask.grid.inverse_affine))
 
 
-def _inverse(matrix: torch.Tensor) -> Float[np.ndarray, "3 4"]:
+def affine_array(matrix: torch.Tensor) -> Float[np.ndarray, "3 4"]:
+    """The three rows of an affine that are not always 0 0 0 1."""
     return np.ascontiguousarray(matrix[:3].double().numpy())
 
 
