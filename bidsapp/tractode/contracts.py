@@ -116,6 +116,10 @@ class Rule(ABC):
     def apply(self, lines: Streamlines) -> Streamlines:
         """The lines that pass, in their order, with their data; ``per_streamline["seed_point"]`` follows what was cut."""
 
+    def tracking_mask(self, mask: Image) -> Image:
+        """The mask to track in where lines shall be judged by this rule: that of the request, unless it must see further."""
+        return mask
+
     def facts(self) -> dict[str, Any]:
         """The rule as plain data for sidecar and report."""
         return {"Rule": type(self).__name__}

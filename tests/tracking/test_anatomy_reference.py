@@ -81,7 +81,7 @@ def numbered(*sets: Streamlines) -> list[Streamlines]:
 def test_cut_lines_are_those_of_tckgen_act(tmp_path: Path, oblique_affine: torch.Tensor) -> None:
     field, mask, tissues = world(oblique_affine)
     rule = Anatomy(TissueMaps(tissues), mask, field, min_length=4.0)
-    images = {"fod": Image(field.grid, field.coeffs), "mask": mask, "5tt": tissues, "wide": rule.tracking_mask}
+    images = {"fod": Image(field.grid, field.coeffs), "mask": mask, "5tt": tissues, "wide": rule.tracking_mask()}
     for name, image in images.items():
         write_image(tmp_path / f"{name}.nii", image)
     constrained = ("-act", tmp_path / "5tt.nii", "-minlength", 4)

@@ -94,9 +94,12 @@ class Anatomy(Rule):
     def least_length(self) -> float:
         return LEAST_VOXELS * mean_voxel_size(self.mask.grid) if self.min_length is None else self.min_length
 
-    @cached_property
-    def tracking_mask(self) -> Image:
+    def tracking_mask(self, mask: Image | None = None) -> Image:
         """The mask to give the tracker: a voxel wider than where this rule lets lines be under way."""
+        return self._wide_mask if mask is None else self._wide_mask.to(mask.values.device)
+
+    @cached_property
+    def _wide_mask(self) -> Image:
         with torch.no_grad():
             return _widened(Image(self.mask.grid, (self.mask.mask & _under_way(self.tissues, self.mask.grid))[None]))
 
@@ -188,7 +191,7 @@ class Anatomy(Rule):
         step = lines.points[after] - lines.points[before]
         step = torch.where((n > 0)[:, None], step, -step)
         beyond = lines.points[last] + step
-        lookup = MaskLookup.of(self.tracked_in or self.tracking_mask, lines.points.device)
+        lookup = MaskLookup.of(self.tracked_in or self._wide_mask, lines.points.device)
         leaves = ~lookup.contains(beyond.mT) | ~self._has_data(lines.points[last])
         return (events.depth > 0) | leaves | at_points.is_pathological[last]
 

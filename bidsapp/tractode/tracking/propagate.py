@@ -38,7 +38,7 @@ def track_until(
     Parameters
     ----------
     mask
-        Where lines may go.
+        Where lines may go; a rule may let the tracker go further, to see where a line left it.
     seeding
         A mechanism, or a mask to draw from uniformly.
     n_seeds
@@ -48,6 +48,8 @@ def track_until(
     """
     source = (MaskSeeding(seeding) if isinstance(seeding, Image) else seeding).begun()
     budget = _budget(source, n_streamlines, max_seeds, n_seeds)
+    for rule in rules:
+        mask = rule.tracking_mask(mask)
     drawn = found = 0
     while drawn < budget and (n_streamlines is None or found < n_streamlines):
         n = min(source.draw_size(n_streamlines, drawn), budget - drawn)

@@ -6,8 +6,9 @@ each half on its own. Without that entry the first point counts as the seed, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Int
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from tractode.contracts import Rule
 from tractode.fields import Streamlines
+
+LARGEST_PIECE = 1 << 20
+"""Points of the lines that are judged at a time: a rule may need some 200 bytes for each."""
 
 
 def seed_points(lines: Streamlines) -> Int[Tensor, " s"]:
@@ -73,9 +77,24 @@ class Halves:
 
 
 def apply_all(rules: Sequence[Rule], lines: Streamlines) -> Streamlines:
-    """One rule after the other."""
-    for rule in rules:
-        if not len(lines):
-            break
-        lines = rule.apply(lines)
-    return lines
+    """One rule after the other, for so many lines at a time that memory does not grow with their number."""
+    if not rules or not len(lines):
+        return lines
+    done = []
+    for piece in _pieces(lines, LARGEST_PIECE):
+        left = piece
+        for rule in rules:
+            left = rule.apply(left) if len(left) else left
+        done.append(left)
+    return done[0] if len(done) == 1 else Streamlines.concatenate(done, lines.space)
+
+
+def _pieces(lines: Streamlines, n_points: int) -> Iterator[Streamlines]:
+    """Consecutive lines of about so many points."""
+    piece = lines.offsets[:-1] // n_points
+    bounds = [0, *((piece.diff() > 0).nonzero().ravel() + 1).tolist(), len(lines)]
+    if len(bounds) == 2:
+        yield lines
+        return
+    for first, last in pairwise(bounds):
+        yield lines.select(torch.arange(first, last, device=lines.offsets.device))

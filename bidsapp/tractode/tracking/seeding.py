@@ -147,7 +147,7 @@ class ListSeeding(Seeding):
     """Given points (RAS+ mm), with initial directions or without, in their order."""
 
     points: Float[Tensor, "n 3"]
-    directions: Float[Tensor, "n 3"] | None = None
+    directions: Float[Tensor, "_ 3"] | None = None
 
     def __post_init__(self) -> None:
         if self.directions is not None and self.directions.shape != self.points.shape:

@@ -8,6 +8,7 @@ are repeated. A point where the tissues sum to less than half, or whose nearest 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -81,6 +82,10 @@ class TissueMaps:
     def grid(self) -> ImageGrid:
         return self.image.grid
 
+    @cached_property
+    def _has_tissue(self) -> Bool[Tensor, " v"]:
+        return (self.image.values != 0).any(0).reshape(-1)
+
     def at(self, points: Float[Tensor, "p 3"]) -> Tissues:
         """Tissues at points (RAS+ mm); differentiable in the points and the maps."""
         values = self.image.values.to(points)
@@ -88,7 +93,8 @@ class TissueMaps:
         upper = torch.tensor(self.grid.shape, dtype=vox.dtype, device=vox.device)[:, None]
         sampled = interpolate.sample(values, vox.mT, outside="nearest")
         index, is_inside = nearest_index(self.grid.shape, vox.detach())
-        is_inside = is_inside & ((vox > -0.5) & (vox < upper - 0.5)).all(0) & (values != 0).any(0).reshape(-1)[index]
+        is_inside = is_inside & ((vox > -0.5) & (vox < upper - 0.5)).all(0)
+        is_inside = is_inside & self._has_tissue.to(index.device)[index]
         sampled = torch.where(is_inside[:, None], sampled, 0.0).clamp(0, 1)
         is_valid = is_inside & (sampled.detach().sum(-1) >= LEAST_SUM)
         cortical, subcortical, white, csf, pathological = sampled.unbind(-1)
