@@ -8,5 +8,6 @@ TRACKERS = Registry(
         "sdstream": "tractode.tracking.sdstream:SDStream",
         "tensordet": "tractode.tracking.tensordet:TensorDet",
         "eudx": "tractode.tracking.eudx:EuDX",
+        "ptt": "tractode.tracking.ptt:PTT",
     },
 )
