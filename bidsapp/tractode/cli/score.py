@@ -1,4 +1,8 @@
-"""``tractode-score {tractogram,dti,warp,all} OUTPUT TRUTH``: derivatives of simulated data against their truth, as JSON."""
+"""``tractode-score``: derivatives of simulated data against their truth, or two tractograms with each other, as JSON.
+
+tractode-score {tractogram,dti,warp,all} OUTPUT TRUTH    scores of each participant and their means
+tractode-score compare FIRST SECOND                      agreement of two tractograms, or of two folders of bundles
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,23 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from tractode.errors import MissingInputError, TractodeError, UsageError
+from tractode.cli.small_command import Parser, exit_code_of
+from tractode.errors import MissingInputError, UsageError
 
-
-class _Parser(argparse.ArgumentParser):
-    """Raises our error, so that the exit code is the one of the house (64) and not argparse's 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, id="E-CLI-USAGE", fix="see tractode-score --help")
+COMPARE = "compare"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``tractode-score``; prints one JSON object on stdout and returns the exit code."""
-    try:
-        options = _parser().parse_args(argv)
-        for folder in (options.output, options.truth):
+    return exit_code_of(lambda: _run(_parser().parse_args(argv)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.kind == COMPARE and options.participant_label:
+        raise UsageError("compare knows no participants", id="E-CLI-USAGE", fix="leave --participant-label out")
+    if options.kind != COMPARE:
+        for folder in (options.first, options.second):
             if not folder.is_dir():
                 raise MissingInputError(
                     "There is no such folder",
@@ -31,28 +35,41 @@ def main(argv: Sequence[str] | None = None) -> int:
                     path=folder,
                     needed="the output of tractode, then derivatives/truth of the simulated dataset",
                 )
-        from tractode.cli import environment
+    from tractode.cli import environment
 
-        environment.prepare()
+    environment.prepare()
+    if options.kind == COMPARE:
+        from tractode.workflows.compare import compare
+
+        result = compare(options.first, options.second, options.voxel_size)
+    else:
         from tractode.workflows.score import score
 
-        print(json.dumps(score(options.kind, options.output, options.truth, options.participant_label), indent=2))
-    except SystemExit as end:  # argparse after --help and --version
-        return end.code if isinstance(end.code, int) else 0
-    except TractodeError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+        result = score(options.kind, options.first, options.second, options.participant_label)
+    print(json.dumps(result, indent=2))
 
 
 def _parser() -> argparse.ArgumentParser:
     from tractode import __version__
 
-    parser = _Parser(prog="tractode-score", description=__doc__, allow_abbrev=False)
-    parser.add_argument("kind", choices=("tractogram", "dti", "warp", "all"), help="what to score")
-    parser.add_argument("output", metavar="OUTPUT", type=Path, help="output folder of tractode")
-    parser.add_argument("truth", metavar="TRUTH", type=Path, help="derivatives/truth of the simulated dataset")
-    parser.add_argument(
+    parser = Parser(
+        prog="tractode-score",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("kind", choices=("tractogram", "dti", "warp", "all", COMPARE), help="what to score")
+    add(
+        "first",
+        metavar="OUTPUT",
+        type=Path,
+        help="output folder of tractode; with compare: a .trx or .tck, or a folder",
+    )
+    add(
+        "second", metavar="TRUTH", type=Path, help="derivatives/truth of the simulated dataset; with compare: the other"
+    )
+    add(
         "--participant-label",
         "--participant_label",
         metavar="LABEL",
@@ -60,8 +77,23 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="only these (default: all in TRUTH)",
     )
-    parser.add_argument("--version", action="version", version=__version__)
+    add(
+        "--voxel-size",
+        "--voxel_size",
+        metavar="MM",
+        type=_millimetres,
+        default=2.0,
+        help="with compare: voxels of the track-density maps (default: 2)",
+    )
+    add("--version", action="version", version=__version__)
     return parser
+
+
+def _millimetres(text: str) -> float:
+    value = float(text)
+    if not 0.2 <= value <= 20:
+        raise argparse.ArgumentTypeError(f"{text} mm is not a voxel size between 0.2 and 20")
+    return value
 
 
 if __name__ == "__main__":

@@ -6,51 +6,39 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from tractode.errors import TractodeError, UsageError
+from tractode.cli.small_command import Parser, exit_code_of
+from tractode.errors import UsageError
 
 if TYPE_CHECKING:
     from tractode.workflows.simulate import SimulationSettings
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises our error, so that the exit code is the one of the house (64) and not argparse's 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, id="E-CLI-USAGE", fix="see tractode-simulate --help")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``tractode-simulate``; returns the exit code. Errors are one line on stderr."""
-    try:
-        options = _parser().parse_args(argv)
-        from tractode.cli import environment
+    return exit_code_of(lambda: _run(_parser().parse_args(argv)))
 
-        environment.prepare()
-        # Sums round differently for different numbers of threads; one thread gives the same bytes everywhere.
-        environment.set_threads(1)
-        import torch
 
-        torch.set_num_threads(1)  # in case something imported it before
-        from tractode.workflows.simulate import write_dataset
+def _run(options: argparse.Namespace) -> None:
+    from tractode.cli import environment
 
-        labels = write_dataset(
-            options.out, _settings(options), lambda text: print(f"simulating {text}", file=sys.stderr)
-        )
-        print(f"{len(labels)} participants in {options.out}; the truth is in {options.out / 'derivatives' / 'truth'}")
-    except SystemExit as end:  # argparse after --help and --version
-        return end.code if isinstance(end.code, int) else 0
-    except TractodeError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    environment.prepare()
+    # Sums round differently for different numbers of threads; one thread gives the same bytes everywhere.
+    environment.set_threads(1)
+    import torch
+
+    torch.set_num_threads(1)  # in case something imported it before
+    from tractode.workflows.simulate import write_dataset
+
+    labels = write_dataset(options.out, _settings(options), lambda text: print(f"simulating {text}", file=sys.stderr))
+    print(f"{len(labels)} participants in {options.out}; the truth is in {options.out / 'derivatives' / 'truth'}")
 
 
 def _parser() -> argparse.ArgumentParser:
     from tractode import __version__
 
-    parser = _Parser(prog="tractode-simulate", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="tractode-simulate", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("out", metavar="OUT", type=Path, help="folder of the new dataset; must not exist or be empty")
     add("--participants", metavar="N", type=_positive, default=1, help="how many (default: 1)")

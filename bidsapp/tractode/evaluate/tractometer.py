@@ -1,8 +1,8 @@
-"""Tractograms against bundles that are known: which streamlines connect what a bundle connects, along its way.
+"""The Tractometer's scores of a tractogram against known bundles: connections, bundles found, and their extent.
 
-Côté et al., *Tractometer: towards validation of tractography pipelines*, Med Image Anal 2013,
-doi:10.1016/j.media.2013.03.009. Departure: a streamline is valid when its two ends lie in the two end regions of one
-bundle, one in each, and it stays in that bundle's mask widened by a tolerance; the others are all "invalid".
+Renauld et al., Sci Rep 2023, doi:10.1038/s41598-023-28560-y: shares of valid (VC), invalid (IC) and no connections (NC),
+bundles found (VB) and made up (IB), and for each bundle the voxels that its valid streamlines visit against its mask:
+overlap (OL), overreach (OR) and its form normalised by the truth (ORn), F1. For departures see `connections`.
 """
 
 from __future__ import annotations
@@ -10,101 +10,94 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
-from tractode.errors import SpaceMismatchError
-from tractode.fields import ImageGrid, Streamlines
-from tractode.ops import smooth
-
-
-@dataclass(frozen=True, eq=False)
-class BundleRegions:
-    """Where a bundle is and where its two ends are, on one grid."""
-
-    grid: ImageGrid
-    mask: Bool[Tensor, "i j k"]
-    start: Bool[Tensor, "i j k"]
-    end: Bool[Tensor, "i j k"]
+from tractode.evaluate.connections import BundleRegions, Connections, Criteria, connections
+from tractode.evaluate.overlap import dice
+from tractode.evaluate.visitation import visits
+from tractode.fields import Streamlines
 
 
 @dataclass(frozen=True)
-class Validity:
-    """``bundle_of`` is the index of the bundle each streamline belongs to (the one it fits best), −1 for none."""
+class BundleScore:
+    """Voxels of a bundle's valid streamlines against its mask, fractions of 1.
 
-    names: tuple[str, ...]
-    bundle_of: Int[Tensor, " s"]
-
-    @property
-    def valid_rate(self) -> float:
-        """Share of valid streamlines; NaN for an empty tractogram."""
-        return float((self.bundle_of >= 0).double().mean()) if len(self.bundle_of) else math.nan
-
-    def counts(self) -> dict[str, int]:
-        """Valid streamlines of each bundle."""
-        return {name: int((self.bundle_of == index).sum()) for index, name in enumerate(self.names)}
-
-
-def end_point_validity(
-    streamlines: Streamlines,
-    bundles: Mapping[str, BundleRegions],
-    tolerance_mm: float = 2.0,
-    inside_share: float = 0.95,
-) -> Validity:
-    """Assign streamlines to bundles by their ends; ``inside_share`` of a streamline's points must be in its bundle.
-
-    Mask and end regions are widened by ``tolerance_mm``, rounded up to whole voxels. Raises `SpaceMismatchError` if
-    streamlines and regions are of different spaces.
+    ``overlap`` is the share of the mask visited (OL); ``overreach`` the share of the visited voxels that lie outside (OR,
+    0 where none is visited); ``overreach_of_truth`` the same number of voxels over the mask's (ORn, may exceed 1);
+    ``f1`` weighs both (Dice's coefficient of the two sets).
     """
-    best = torch.full((len(streamlines),), -1, dtype=torch.long)
-    share = torch.zeros(len(streamlines), dtype=torch.float64)
-    points = streamlines.points.detach().cpu()
-    nonempty = streamlines.n_points.cpu() > 0
-    first = points[streamlines.offsets[:-1].cpu().clamp(max=max(len(points) - 1, 0))] if len(points) else points
-    last = points[(streamlines.offsets[1:].cpu() - 1).clamp(min=0)] if len(points) else points
-    for index, regions in enumerate(bundles.values()):
-        if regions.grid.space != streamlines.space:
-            raise SpaceMismatchError(
-                f"Streamlines of {streamlines.space!r} cannot be scored in regions of {regions.grid.space!r}; move one of them first."
-            )
-        if not len(points):
-            break
-        start, end, whole = _widened(regions, tolerance_mm)
-        grid = regions.grid
-        forward = _is_in(start, grid, first) & _is_in(end, grid, last)
-        backward = _is_in(end, grid, first) & _is_in(start, grid, last)
-        candidate = (forward | backward) & nonempty
-        part = _share_inside(streamlines, candidate, whole, grid)
-        wins = candidate & (part >= inside_share) & (part > share)
-        best[wins], share[wins] = index, part[wins]
-    return Validity(tuple(bundles), best)
+
+    n_streamlines: int
+    overlap: float
+    overreach: float
+    overreach_of_truth: float
+    f1: float
 
 
-def _widened(regions: BundleRegions, tolerance_mm: float) -> tuple[Tensor, Tensor, Tensor]:
-    i, j, k = (math.ceil(tolerance_mm / edge - 1e-6) for edge in regions.grid.voxel_sizes)
-    start, end = (smooth.dilate(region, (i, j, k)) for region in (regions.start, regions.end))
-    return start, end, smooth.dilate(regions.mask, (i, j, k)) | start | end
+@dataclass(frozen=True, eq=False)
+class Tractometry:
+    """All scores of one tractogram."""
+
+    connections: Connections
+    bundles: dict[str, BundleScore]
+
+    def mean(self, name: str) -> float:
+        """Mean of one field of `BundleScore` over all known bundles, found or not; NaN without bundles."""
+        values = [getattr(score, name) for score in self.bundles.values()]
+        return sum(values) / len(values) if values else math.nan
+
+    def record(self) -> dict[str, Any]:
+        """Plain data under the Tractometer's names; ``None`` where a share is undefined."""
+        found = self.connections
+        counts, invalid = found.counts(), found.invalid_bundles()
+        headline: dict[str, float | None] = {
+            "VC": found.valid_rate,
+            "IC": found.invalid_rate,
+            "NC": found.no_connection_rate,
+            "WPC": found.wrong_path_rate,
+            **{key: self.mean(name) for key, name in _MEANS.items()},
+        }
+        return {
+            "n": len(found.bundle_of),
+            **{key: None if value is None or math.isnan(value) else value for key, value in headline.items()},
+            "VB": sum(count > 0 for count in counts.values()),
+            "IB": len(invalid),
+            "bundles": len(counts),
+            "per_bundle": {
+                name: {"n": score.n_streamlines, **{key: getattr(score, field) for key, field in _MEANS.items()}}
+                for name, score in self.bundles.items()
+            },
+            "invalid_bundles": invalid,
+        }
 
 
-def _is_in(region: Bool[Tensor, "i j k"], grid: ImageGrid, points: Float[Tensor, "p 3"]) -> Bool[Tensor, " p"]:
-    """Whether the voxel of each point belongs to the region; points beyond the grid do not."""
-    index = grid.to_voxel(points.double()).round().long()
-    shape = torch.tensor(grid.shape)
-    inside = ((index >= 0) & (index < shape)).all(-1)
-    i, j, k = index.clamp(min=0).minimum(shape - 1).unbind(-1)
-    return region[i, j, k] & inside
+_MEANS = {"OL": "overlap", "OR": "overreach", "ORn": "overreach_of_truth", "F1": "f1"}
 
 
-def _share_inside(
-    streamlines: Streamlines, candidate: Bool[Tensor, " s"], region: Bool[Tensor, "i j k"], grid: ImageGrid
-) -> Float[Tensor, " s"]:
-    share = torch.zeros(len(streamlines), dtype=torch.float64)
-    chosen = candidate.nonzero().ravel()
-    if len(chosen):
-        part = streamlines.select(chosen.to(streamlines.offsets.device))
-        hits = _is_in(region, grid, part.points.detach().cpu()).double()
-        total = torch.zeros(len(part), dtype=torch.float64).index_add(0, part.streamline_of_point.cpu(), hits)
-        share[chosen] = total / part.n_points.cpu()
-    return share
+def tractometry(
+    streamlines: Streamlines, bundles: Mapping[str, BundleRegions], criteria: Criteria | None = None
+) -> Tractometry:
+    """Score a tractogram; raises `SpaceMismatchError` where a region is of another space."""
+    found = connections(streamlines, bundles, criteria)
+    scores = {}
+    for index, (name, regions) in enumerate(bundles.items()):
+        own = (found.bundle_of == index).nonzero().ravel()
+        part = streamlines.select(own.to(streamlines.offsets.device))
+        scores[name] = bundle_score(visits(part, regions.grid) > 0, regions.mask, len(part))
+    return Tractometry(found, scores)
+
+
+def bundle_score(visited: Bool[Tensor, "i j k"], truth: Bool[Tensor, "i j k"], n_streamlines: int) -> BundleScore:
+    """Extent of one bundle from the voxels its streamlines visit and those it should fill."""
+    both, outside = int((visited & truth).sum()), int((visited & ~truth).sum())
+    n_truth, n_visited = int(truth.sum()), int(visited.sum())
+    return BundleScore(
+        n_streamlines,
+        both / n_truth if n_truth else 0.0,
+        outside / n_visited if n_visited else 0.0,
+        outside / n_truth if n_truth else 0.0,
+        dice(visited, truth) if n_truth or n_visited else 0.0,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 
 from tractode.bids.names import parse
 from tractode.errors import InputDataError, MissingInputError, NoMatchError
-from tractode.evaluate.tractometer import BundleRegions, end_point_validity
+from tractode.evaluate.connections import BundleRegions
+from tractode.evaluate.tractometer import tractometry
 from tractode.evaluate.truth import direction_error, scalar_error, warp_error
 from tractode.fields import Image
 from tractode.io.builtin_template import SPACE, load_builtin
@@ -21,6 +21,17 @@ from tractode.io.transforms import read_itk
 
 Record = dict[str, Any]
 KINDS = ("dti", "tractogram", "warp")
+_TRACTOMETER = {
+    "valid_rate": "VC",
+    "invalid_rate": "IC",
+    "no_connection_rate": "NC",
+    "valid_bundles": "VB",
+    "invalid_bundles": "IB",
+    "overlap": "OL",
+    "overreach": "OR",
+    "overreach_of_truth": "ORn",
+    "f1": "F1",
+}
 
 
 def score(kind: str, output: Path, truth: Path, participants: Sequence[str] = ()) -> Record:
@@ -59,7 +70,8 @@ def _participants(truth: Path, asked: Sequence[str]) -> list[str]:
 
 def _headline(found: dict[str, Record]) -> tuple[Record, Record]:
     """Means over participants of the numbers that the benchmarks quote, and how many voxels, streamlines, points they rest on."""
-    names = {"fa_bias": "fa", "fa_mae": "fa", "v1_error_deg": "v1", "valid_rate": "tractogram", "warp_epe_mm": "warp"}
+    names = {"fa_bias": "fa", "fa_mae": "fa", "v1_error_deg": "v1", **dict.fromkeys(_TRACTOMETER, "tractogram")}
+    names["warp_epe_mm"] = "warp"
     means: Record = {}
     counts: Record = {}
     for name, group in names.items():
@@ -102,8 +114,22 @@ def _dti(output: Path, truth: Path, label: str) -> Record:
 
 
 def _tractogram(output: Path, truth: Path, label: str) -> Record:
-    space = f"sub-{label}_dwi"
-    streamlines, _ = read_tractogram(_one(output, label, "tractogram", ".trx"), space)
+    streamlines, _ = read_tractogram(_one(output, label, "tractogram", ".trx"), f"sub-{label}_dwi")
+    record = tractometry(streamlines, true_bundles(truth, label)).record()
+    counts = {name: score["n"] for name, score in record["per_bundle"].items()}
+    return {
+        **{name: record[key] for name, key in _TRACTOMETER.items()},
+        "tractogram": {
+            "n_valid": sum(counts.values()),
+            "bundles_found": record["VB"],
+            "valid_per_bundle": counts,
+            **record,
+        },
+    }
+
+
+def true_bundles(truth: Path, label: str) -> dict[str, BundleRegions]:
+    """Masks, end regions and lengths of a participant's bundles; ``truth`` is derivatives/truth of a simulated dataset."""
     bundles = {}
     for path in sorted((truth / f"sub-{label}" / "dwi").glob(f"sub-{label}_tract-*_desc-bundle_mask.nii.gz")):
         name = path.name.split("_tract-")[1].split("_")[0]
@@ -111,21 +137,13 @@ def _tractogram(output: Path, truth: Path, label: str) -> Record:
             _image(path.with_name(path.name.replace("desc-bundle", f"desc-{desc}")), label)
             for desc in ("bundle", "start", "end")
         )
-        bundles[name] = BundleRegions(mask.grid, mask.mask, start.mask, end.mask)
+        lines, _ = read_tractogram(path.with_name(f"sub-{label}_tract-{name}_tractogram.trx"), mask.grid.space)
+        lengths = lines.lengths()
+        span = (float(lengths.min()), float(lengths.max())) if len(lines) else None
+        bundles[name] = BundleRegions(mask.grid, mask.mask, start.mask, end.mask, span)
     if not bundles:
         raise MissingInputError(f"The truth of sub-{label} has no bundles", id="E-SCORE-BUNDLES", path=truth)
-    validity = end_point_validity(streamlines, bundles)
-    counts = validity.counts()
-    return {
-        "valid_rate": None if math.isnan(validity.valid_rate) else validity.valid_rate,
-        "tractogram": {
-            "n": len(streamlines),
-            "n_valid": sum(counts.values()),
-            "bundles_found": sum(count > 0 for count in counts.values()),
-            "bundles": len(counts),
-            "valid_per_bundle": counts,
-        },
-    }
+    return bundles
 
 
 def _warp(output: Path, truth: Path, label: str) -> Record:
