@@ -89,13 +89,18 @@ class StreamlineTracker(Tracker):
             )
 
     @property
+    def step_voxels(self) -> float:
+        """The method's default step in voxels, where it depends on other settings."""
+        return self.STEP_VOXELS
+
+    @property
     def _angle(self) -> float:
         return self.ANGLE if self.angle is None else self.angle
 
     def lengths(self, grid: ImageGrid) -> tuple[float, float, float]:
         """Step, least and greatest length in mm on a given grid."""
         voxel = mean_voxel_size(grid)
-        step = self.STEP_VOXELS * voxel if self.step_mm is None else float(self.step_mm)
+        step = self.step_voxels * voxel if self.step_mm is None else float(self.step_mm)
         least = 5 * voxel if self.min_length is None else self.min_length
         greatest = 100 * voxel if self.max_length is None else self.max_length
         return step, least, greatest

@@ -1,10 +1,12 @@
-"""The peak of an orientation distribution nearest to a direction, and its derivative without unrolling the search.
+"""The peak of an orientation distribution uphill from a direction, and its derivative without unrolling the search.
 
-Search: MRtrix3's gradient ascent on the sphere (steps of ``|f′/f″|`` along the gradient, at most 0.2 rad, 50 of them,
-until one is below 1e-4 rad; Tournier et al., *MRtrix3*, NeuroImage 2019, doi:10.1016/j.neuroimage.2019.116137). The path
-matters: where several peaks merge it decides which one is found, and on flat ridges it fails, which ends a streamline.
-Departures: Cartesian, so there is no special case at the poles; and where the surface Hessian is negative definite and
-well rounded and the step short, so that the ascent would reach the same peak, Newton's step is taken instead.
+Search: MRtrix3's ascent on the sphere (Tournier et al., *MRtrix3*, NeuroImage 2019,
+doi:10.1016/j.neuroimage.2019.116137): steps of ``|f′/f″|`` along the gradient, at most 0.2 rad, until one is below 1e-4
+rad; after 50 there is no peak. The amplitude is that of the point before the last step. The path matters: where several
+peaks merge it decides which one is found, and on flat ridges it fails, which ends a streamline. Therefore ``f″`` is what
+MRtrix3 takes for it, second derivatives by angles of elevation and azimuth, which differ from those of the surface near
+the z axis (`ascend`). Departures: Cartesian (at the pole itself MRtrix3 leaves out two of the three second derivatives);
+in double precision, which is there for derivatives, Newton's steps then find the peak to 1e-9 rad.
 
 Derivative: a peak is where the surface gradient vanishes, ``P B(c, d) d = 0``, so by the implicit function theorem
 ``∂d/∂c = −K⁻¹ P ∂(B d)/∂c`` with K the surface Hessian: nothing of the search has to be kept.
@@ -21,18 +23,10 @@ from tractode.ops import sh_polynomial as poly
 MAX_ITERATIONS = 50
 MAX_TURN = 0.2  # rad, the longest step of the ascent
 ASCENT_TOLERANCE = 1e-4  # rad
-NEWTON_REACH = 0.1  # rad, Newton's step is trusted below this
-NEWTON_FINISH = 1e-3  # rad, below this Newton's step ends any ascent
-# trace² / determinant of a 2×2 matrix with eigenvalue ratio r is r + 2 + 1/r; the ascent's error shrinks by at least
-# (r − 1)/(r + 1) a step. Measured against tckgen on a real scan: up to r = 2.6 Newton's step changes no line (97.5 % of
-# lines alike with it, 98 % without), up to r = 5.8 it does (94 %).
-WELL_ROUNDED = 5.0
+POLISH_REACH = 1e-2  # rad, the longest of Newton's steps that may end a search in double precision
+POLISH_TOLERANCE = 1e-9  # rad
+POLE = 1e-8  # squared distance from the z axis below which no angle of azimuth is trusted
 LANES = 64  # columns come in multiples of this: every element then goes through the same vector instructions
-
-
-def tolerance_of(dtype: torch.dtype) -> float:
-    """The Newton step (rad) after which a search ends. Newton squares its error, so what is left is far below it."""
-    return 1e-6 if dtype == torch.float64 else 1e-3
 
 
 def find_peaks(
@@ -66,29 +60,40 @@ def pad_to_lanes(index: Int[Tensor, " a"]) -> Int[Tensor, " b"]:
 def ascend(
     components: Float[Tensor, "n m"], d: Float[Tensor, "3 m"]
 ) -> tuple[Float[Tensor, "3 m"], Float[Tensor, " m"], Bool[Tensor, " m"]]:
-    """One step uphill: the new directions, their amplitudes to second order, and which searches are over.
+    """One step uphill: the new directions, the amplitudes at the old ones, and which searches are over.
 
-    A search also ends where the numbers are not finite: its amplitude is NaN.
+    With surface gradient ``L s u`` (u of length 1), ``f″ = L[(L−1) uᵀBu − f]`` on the surface. By the angles (θ, φ) of
+    MRtrix3 it is that plus ``cot θ u_θ u_φ² L s``, because the axes of θ and φ turn with them. Where the numbers are
+    not finite the search is never over.
     """
     order, tiny = poly.order_of(components.shape[0]), torch.finfo(components.dtype).tiny
     b = poly.contraction(components, d)
     bd = poly.apply(b, d)
     value = poly.dot(d, bd)
     slope = bd - value * d
-    solution, determinant, trace = surface_solve(b, d, value, order, slope)
-    newton_length = poly.dot(solution, solution).sqrt()
     steepness = poly.dot(slope, slope).sqrt()
     unit = slope / steepness.clamp_min(tiny)
-    curvature = (order - 1) * poly.dot(unit, poly.apply(b, unit)) - value
+    across = d[0] * unit[1] - d[1] * unit[0]
+    radius = d[0] * d[0] + d[1] * d[1]
+    bent = steepness * d[2] * unit[2] * across * across / (radius * radius).clamp_min(POLE * POLE)
+    curvature = (order - 1) * poly.dot(unit, poly.apply(b, unit)) - value - bent
     turn = (steepness / curvature.abs().clamp_min(tiny)).clamp_max(MAX_TURN)
-    is_round = (trace * trace < WELL_ROUNDED * determinant) & (newton_length < NEWTON_REACH) & (turn < NEWTON_REACH)
-    is_ending = (turn < ASCENT_TOLERANCE) & (newton_length < NEWTON_FINISH)
-    use_newton = (determinant > 0) & (trace < 0) & (is_round | is_ending)
-    step = torch.where(use_newton, -solution, unit * turn)
-    is_done = torch.where(use_newton, ~(newton_length >= tolerance_of(d.dtype)), ~(turn >= ASCENT_TOLERANCE))
+    is_done = turn < ASCENT_TOLERANCE
+    step = unit * turn
+    if components.dtype == torch.float64:
+        step, is_done = _polished(b, d, value, order, slope, step, is_done)
     moved = d + step
-    amplitude = value + 0.5 * order * poly.dot(slope, step)  # exact to second order for Newton's step
-    return moved / poly.dot(moved, moved).sqrt(), amplitude, is_done
+    return moved / poly.dot(moved, moved).sqrt(), value, is_done
+
+
+def _polished(
+    b: Tensor, d: Tensor, value: Tensor, order: int, slope: Tensor, step: Tensor, is_done: Tensor
+) -> tuple[Float[Tensor, "3 m"], Bool[Tensor, " m"]]:
+    """Newton's step instead of the last of the ascent, where the surface is a hilltop; over once it is below 1e-9 rad."""
+    solution, determinant, trace = surface_solve(b, d, value, order, slope)
+    length = poly.dot(solution, solution).sqrt()
+    is_top = is_done & (determinant > 0) & (trace < 0) & (length < POLISH_REACH)
+    return torch.where(is_top, -solution, step), is_done & (~is_top | (length < POLISH_TOLERANCE))
 
 
 def surface_solve(

@@ -62,7 +62,9 @@ def grown(array, used, needed):
     if needed <= len(array):
         return array
     longer = np.empty((max(needed, 2 * len(array)), array.shape[1]), array.dtype)
-    longer[:used] = array[:used]
+    for row in range(used):  # a loop compiles in a tenth of the time of a slice
+        for column in range(array.shape[1]):
+            longer[row, column] = array[row, column]
     return longer
 
 

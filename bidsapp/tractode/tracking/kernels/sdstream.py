@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from tractode.tracking.kernels.compile import inner, kernel
 from tractode.tracking.kernels.polynomial import contract, spread, workspace
-from tractode.tracking.kernels.run import append_line, grown
-from tractode.tracking.kernels.table import contains, interpolate
-from tractode.tracking.peaks import ASCENT_TOLERANCE, MAX_ITERATIONS, MAX_TURN
+from tractode.tracking.kernels.run import Lines, append_line, follow_in_chunks, grown
+from tractode.tracking.kernels.table import Field, Mask, contains, field_arrays, interpolate, mask_arrays
+from tractode.tracking.march import Paths
+from tractode.tracking.peaks import (
+    ASCENT_TOLERANCE,
+    MAX_ITERATIONS,
+    MAX_TURN,
+    POLE,
+    POLISH_REACH,
+    POLISH_TOLERANCE,
+)
+from tractode.tracking.sampling import ComponentTable
+from tractode.tracking.stopping import MaskLookup
 
 
 class Rules(NamedTuple):
@@ -26,11 +39,32 @@ class Rules(NamedTuple):
     is_rk4: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """`follow` with the field, the mask and the rules it is to be called with."""
+
+    field: Field
+    mask: Mask
+    rules: Rules
+
+    @classmethod
+    def of(cls, table: ComponentTable, mask: MaskLookup, rules: Rules) -> Loop:
+        return cls(field_arrays(table), mask_arrays(mask), rules)
+
+    def follow(self, seeds: Float[Tensor, "s 3"], directions: Float[Tensor, "s 3"], first: int) -> Paths:
+        """See `march.Engine.follow`."""
+
+        def chunk(at: np.ndarray, towards: np.ndarray, number: int) -> Lines:
+            return follow(self.field, self.mask, self.rules, at, towards)
+
+        return follow_in_chunks(chunk, seeds, directions, first)
+
+
 @inner
 def ascend(starts, grid, powers, x, y, z):
-    """The peak uphill of a direction and its amplitude (that of the point before the last step); NaN where none."""
+    """`peaks.ascend` until it is over: the peak uphill of a direction and its amplitude, NaN where there is none."""
     kind = grid.dtype.type
-    steepening = kind(len(starts) - 2)  # L − 1
+    above = kind(len(starts) - 2)  # L − 1
     for _ in range(MAX_ITERATIONS):
         xx, xy, xz, yy, yz, zz = contract(starts, grid, powers, x, y, z)
         bx, by, bz = xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z
@@ -41,18 +75,44 @@ def ascend(starts, grid, powers, x, y, z):
             return x, y, z, value
         ux, uy, uz = sx / steepness, sy / steepness, sz / steepness
         cx, cy, cz = xx * ux + xy * uy + xz * uz, xy * ux + yy * uy + yz * uz, xz * ux + yz * uy + zz * uz
-        across, radius = x * uy - y * ux, x * x + y * y
-        bent = steepness * z * uz * across * across / max(radius * radius, kind(1e-16))
-        curvature = steepening * (ux * cx + uy * cy + uz * cz) - value - bent
-        turn = kind(0)
-        if curvature != 0:
-            turn = min(abs(steepness / curvature), kind(MAX_TURN))
-        x, y, z = x + turn * ux, y + turn * uy, z + turn * uz
-        scale = kind(1) / math.sqrt(x * x + y * y + z * z)
-        x, y, z = x * scale, y * scale, z * scale
-        if turn < kind(ASCENT_TOLERANCE):
+        across, radius = x * uy - y * ux, max(x * x + y * y, kind(POLE))
+        bent = steepness * z * uz * across * across / (radius * radius)
+        curvature = above * (ux * cx + uy * cy + uz * cz) - value - bent
+        turn = min(abs(steepness / curvature), kind(MAX_TURN))
+        is_over = turn < kind(ASCENT_TOLERANCE)
+        mx, my, mz = turn * ux, turn * uy, turn * uz
+        if is_over and grid.itemsize == 8:
+            mx, my, mz, is_over = polish(xx, xy, xz, yy, yz, zz, x, y, z, value, above, sx, sy, sz, mx, my, mz)
+        x, y, z = unit(x + mx, y + my, z + mz)
+        if is_over:
             return x, y, z, value
     return x, y, z, kind(np.nan)
+
+
+@inner
+def polish(xx, xy, xz, yy, yz, zz, x, y, z, value, above, sx, sy, sz, mx, my, mz):
+    """Newton's step (as `peaks.surface_solve` has it) where the surface is a hilltop, and whether it is the last."""
+    xx, xy, xz = above * xx - value, above * xy, above * xz
+    yy, yz, zz = above * yy - value, above * yz, above * zz - value
+    mixed = x * y * (xz * yz - xy * zz) + x * z * (xy * yz - xz * yy) + y * z * (xy * xz - xx * yz)
+    determinant = x * x * (yy * zz - yz * yz) + y * y * (xx * zz - xz * xz) + z * z * (xx * yy - xy * xy)
+    determinant += mixed + mixed  # a literal 2 would turn float32 into float64
+    trace = xx + yy + zz - above * value + value
+    tx, ty, tz = xx * sx + xy * sy + xz * sz, xy * sx + yy * sy + yz * sz, xz * sx + yz * sy + zz * sz
+    along = tx * x + ty * y + tz * z
+    tx, ty, tz = tx - along * x - trace * sx, ty - along * y - trace * sy, tz - along * z - trace * sz
+    tx, ty, tz = tx / determinant, ty / determinant, tz / determinant
+    length = math.sqrt(tx * tx + ty * ty + tz * tz)
+    if determinant > 0 and trace < 0 and length < POLISH_REACH:
+        return tx, ty, tz, length < POLISH_TOLERANCE
+    return mx, my, mz, True
+
+
+@inner
+def unit(x, y, z):
+    """A direction made one of length 1."""
+    length = math.sqrt(x * x + y * y + z * z)
+    return x / length, y / length, z / length
 
 
 @inner
@@ -91,12 +151,6 @@ def runge_kutta(field, work, rules, px, py, pz, x, y, z):
 
 
 @inner
-def unit(x, y, z):
-    length = math.sqrt(x * x + y * y + z * z)
-    return x / length, y / length, z / length
-
-
-@inner
 def follow_half(field, mask, rules, work, line):
     """Steps from ``line[0]`` (position and direction) until the line ends; how many there are."""
     kind = line.dtype.type
@@ -122,7 +176,7 @@ def follow_half(field, mask, rules, work, line):
 
 
 @kernel
-def follow(field, mask, rules, seeds, directions, first):
+def follow(field, mask, rules, seeds, directions):
     """The lines of a chunk of seeds: points, directions, steps of both halves, seeds."""
     kind = seeds.dtype.type
     work = workspace(field)
@@ -152,4 +206,4 @@ def follow(field, mask, rules, seeds, directions, first):
         used = append_line(points, towards, used, halves, n_first, n_second)
         steps[0, found], steps[1, found], steps[2, found] = n_first, n_second, s
         found += 1
-    return points[:used].copy(), towards[:used].copy(), steps[0, :found], steps[1, :found], steps[2, :found]
+    return points[:used], towards[:used], steps[0, :found], steps[1, :found], steps[2, :found]
