@@ -114,6 +114,11 @@ def pull_back(
     On a CPU sums are taken in one order whatever the number of threads; a GPU adds to the table in no fixed order.
     """
     law = law or Derivative()
+    if law.compiled and grad.device.type == "cpu":
+        # numba takes part of a second to import, so it is, only where it is used.
+        from tractode.tracking.kernels import adjoint as compiled
+
+        return Pulled(*compiled.pull_back(table, paths, step, grad, law.integration == RK4, law.max_growth))
     grad_values = torch.zeros_like(table.values)
     pull = _pull_euler if law.integration == EULER else _pull_rk4
 
