@@ -18,6 +18,7 @@ from tractode.io.nifti import write_image
 from tractode.io.tractogram import read_tractogram
 from tractode.ops import spherical_harmonics as sh
 from tractode.tracking.anatomy import Anatomy
+from tractode.tracking.regions import Include
 from tractode.tracking.tissues import TissueMaps
 
 pytestmark = [
@@ -99,3 +100,23 @@ def test_cut_lines_are_those_of_tckgen_act(tmp_path: Path, oblique_affine: torch
     found = compare_lines(replace(rule, crop=True).apply(free), cropped)
     print(found)
     assert found.share_within_01mm >= 0.97
+
+
+def test_lines_that_stop_are_those_of_tckgen(tmp_path: Path, oblique_affine: torch.Tensor) -> None:
+    field, mask, _ = world(oblique_affine)
+    values = torch.zeros_like(mask.values)
+    values[:, 9:11] = True
+    region = Image(mask.grid, values)
+    images = {"fod": Image(field.grid, field.coeffs), "mask": mask, "region": region}
+    for name, image in images.items():
+        write_image(tmp_path / f"{name}.nii", image)
+    least = ("-minlength", 0.25)
+    free, theirs = numbered(
+        tckgen(tmp_path, "free", *least),
+        tckgen(tmp_path, "stop", *least, "-include", tmp_path / "region.nii", "-stop"),
+    )
+    found = compare_lines(Include((region,), stop=True).apply(free), theirs)
+    print(found)
+    assert found.n > 500
+    assert found.n_missing == 0
+    assert found.share_within_01mm == 1.0
