@@ -34,7 +34,7 @@ def test_two_files(tmp_path: Path, grid: ImageGrid, capsys: pytest.CaptureFixtur
     got = json.loads(capsys.readouterr().out)
     assert got["mdf_mm"] == pytest.approx(0.65 / 3, abs=1e-5)  # 0.5 to 0.75, 0.6 to 0.75, 4.5 to 4.75; and back
     assert got["density_correlation"] == pytest.approx(1)  # within voxels of 1 mm
-    assert got["n"] == {"first": 3, "second": 3, "voxels": 2 * 41}
+    assert got["n"] == {"first": 3, "second": 3, "voxels": 2 * 40}
     assert got["lines"]["within_1_mm"] == 1
     assert got["lines"]["within_0_1_mm"] == 0
 

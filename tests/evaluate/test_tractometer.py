@@ -147,6 +147,19 @@ def test_visits_count_a_line_once_and_density_is_its_length(grid: ImageGrid) -> 
     assert float(length_density(lines, grid).sum()) == pytest.approx(float(lines.lengths().sum()), rel=1e-4)
 
 
+def test_a_region_that_bundles_share_is_one_region(grid: ImageGrid, bundles: dict[str, BundleRegions]) -> None:
+    """A line from a shared end back to it connects nothing; one between the others' far ends is an invalid connection."""
+    low, high = bundles["low"], bundles["high"]
+    both = low.start | high.start
+    fork = {
+        name: BundleRegions(grid, low.mask | high.mask, both, one.end) for name, one in (("low", low), ("high", high))
+    }
+    lines = [line(grid, (3, 2, 5), (3, 11, 5)), line(grid, (26, 2, 5), (26, 11, 5)), line(grid, (3, 2, 5), (26, 2, 5))]
+    found = connections(Streamlines.from_list(lines, grid.space), fork)
+    assert found.bundle_of.tolist() == [-1, -1, 0]
+    assert found.invalid_bundles() == {"low-end high-end": 1}
+
+
 def test_empty_tractogram_has_no_rate(grid: ImageGrid, bundles: dict[str, BundleRegions]) -> None:
     scores = tractometry(Streamlines.from_list([], grid.space), bundles)
     assert math.isnan(scores.connections.valid_rate)

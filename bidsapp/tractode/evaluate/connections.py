@@ -111,32 +111,63 @@ def connections(
                 f"Streamlines of {streamlines.space!r} cannot be scored in regions of {regions.grid.space!r}; move one of them first."
             )
     lines = Streamlines(streamlines.points.detach().cpu(), streamlines.offsets.cpu(), streamlines.space)
-    is_at_first, is_at_last = _ends(lines, bundles, criteria)
-    starts, ends = slice(0, None, 2), slice(1, None, 2)
-    has_both = (is_at_first[starts] & is_at_last[ends]) | (is_at_first[ends] & is_at_last[starts])
+    ends = _end_regions(bundles)
+    is_at_first, is_at_last = _where_lines_end(lines, ends, criteria)
+    true_pairs = [ends.of_bundle(index) for index in range(len(bundles))]
+    has_both = torch.zeros(len(bundles), len(lines), dtype=torch.bool)
+    for index, (a, b) in enumerate(true_pairs):
+        has_both[index] = _joins(is_at_first, is_at_last, a, b)
     bundle_of = _best_bundles(lines, bundles, has_both, criteria)
-    is_wrong_path = has_both.any(0) & (bundle_of < 0)
-    names = [f"{name}-{end}" for name in bundles for end in ("start", "end")]
-    pairs = [(a, b) for a, b in itertools.combinations(range(len(names)), 2) if not (a % 2 == 0 and b == a + 1)]
-    pair_of = _wrong_pairs(pairs, is_at_first, is_at_last, has_both.any(0))
-    named = tuple((names[a], names[b]) for a, b in pairs)
-    return Connections(tuple(bundles), bundle_of, named, pair_of, is_wrong_path)
+    is_connected = has_both.any(0)
+    pairs = [pair for pair in itertools.combinations(range(len(ends.names)), 2) if pair not in set(true_pairs)]
+    pair_of = _wrong_pairs(pairs, is_at_first, is_at_last, is_connected)
+    named = tuple((ends.names[a], ends.names[b]) for a, b in pairs)
+    return Connections(tuple(bundles), bundle_of, named, pair_of, is_connected & (bundle_of < 0))
 
 
-def _ends(
-    lines: Streamlines, bundles: Mapping[str, BundleRegions], criteria: Criteria
+@dataclass(frozen=True, eq=False)
+class _Ends:
+    """Every different end region once, named for the first bundle that has it; ``index`` of each bundle's start and end."""
+
+    names: list[str]
+    regions: list[tuple[Bool[Tensor, "i j k"], ImageGrid]]
+    index: list[int]
+
+    def of_bundle(self, number: int) -> tuple[int, int]:
+        a, b = self.index[2 * number], self.index[2 * number + 1]
+        return min(a, b), max(a, b)
+
+
+def _end_regions(bundles: Mapping[str, BundleRegions]) -> _Ends:
+    names: list[str] = []
+    regions: list[tuple[Tensor, ImageGrid]] = []
+    index = []
+    for name, bundle in bundles.items():
+        for side, region in (("start", bundle.start), ("end", bundle.end)):
+            same = [i for i, (other, _) in enumerate(regions) if torch.equal(other, region)]
+            if not same:
+                names.append(f"{name}-{side}")
+                regions.append((region, bundle.grid))
+            index.append(same[0] if same else len(regions) - 1)
+    return _Ends(names, regions, index)
+
+
+def _where_lines_end(
+    lines: Streamlines, ends: _Ends, criteria: Criteria
 ) -> tuple[Bool[Tensor, "r s"], Bool[Tensor, "r s"]]:
-    """Whether each line's first and last point lies in each end region: start and end of each bundle in turn."""
-    shape = (2 * len(bundles), len(lines))
+    """Whether each line's first and last point lies in each end region."""
+    shape = (len(ends.regions), len(lines))
     first, last = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
     full = (lines.n_points > 0).nonzero().ravel()
     head, tail = lines.points[lines.offsets[:-1][full]], lines.points[lines.offsets[1:][full] - 1]
-    for index, regions in enumerate(bundles.values()):
-        for side, region in enumerate((regions.start, regions.end)):
-            wide = _widened(region, regions.grid, criteria.tolerance_mm)
-            first[2 * index + side, full] = is_in(wide, regions.grid, head)
-            last[2 * index + side, full] = is_in(wide, regions.grid, tail)
+    for index, (region, grid) in enumerate(ends.regions):
+        wide = _widened(region, grid, criteria.tolerance_mm)
+        first[index, full], last[index, full] = is_in(wide, grid, head), is_in(wide, grid, tail)
     return first, last
+
+
+def _joins(is_at_first: Bool[Tensor, "r s"], is_at_last: Bool[Tensor, "r s"], a: int, b: int) -> Bool[Tensor, " s"]:
+    return (is_at_first[a] & is_at_last[b]) | (is_at_first[b] & is_at_last[a])
 
 
 def _best_bundles(
@@ -174,8 +205,7 @@ def _wrong_pairs(
     first, last = is_at_first[:, open_lines], is_at_last[:, open_lines]
     found = torch.full((len(open_lines),), -1, dtype=torch.long)
     for index, (a, b) in enumerate(pairs):
-        hit = (first[a] & last[b]) | (first[b] & last[a])
-        found[hit & (found < 0)] = index
+        found[_joins(first, last, a, b) & (found < 0)] = index
     pair_of = torch.full((is_at_first.shape[1],), -1, dtype=torch.long)
     pair_of[open_lines] = found
     return pair_of
@@ -213,8 +243,17 @@ def is_in(region: Bool[Tensor, "i j k"], grid: ImageGrid, points: Float[Tensor, 
 
 
 def _widened(region: Bool[Tensor, "i j k"], grid: ImageGrid, tolerance_mm: float) -> Bool[Tensor, "i j k"]:
-    i, j, k = (math.ceil(tolerance_mm / edge - 1e-6) for edge in grid.voxel_sizes)
-    return smooth.dilate(region, (i, j, k))
+    """Dilated by the tolerance; only around the region, which is small."""
+    reach = [math.ceil(tolerance_mm / edge - 1e-6) for edge in grid.voxel_sizes]
+    box = []
+    for axis in range(3):
+        used = region.any(dim=tuple(other for other in range(3) if other != axis)).nonzero().ravel()
+        if not len(used):
+            return region
+        box.append(slice(max(0, int(used[0]) - reach[axis]), int(used[-1]) + reach[axis] + 1))
+    wide = torch.zeros_like(region)
+    wide[box[0], box[1], box[2]] = smooth.dilate(region[box[0], box[1], box[2]], (reach[0], reach[1], reach[2]))
+    return wide
 
 
 def _share_inside(lines: Streamlines, region: Bool[Tensor, "i j k"], grid: ImageGrid) -> Float[Tensor, " s"]:
