@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tractode.fields import GradientTable, Image, ImageGrid, PeakField, ShField, Streamlines, TensorField
@@ -81,6 +81,10 @@ class OrientationModel(SignalModel):
     @abstractmethod
     def to_sh(self, params: Float[Tensor, "v p"], order: int) -> Float[Tensor, "v l"]:
         """SH coefficients of the orientation distribution up to ``order``."""
+
+    def explains(self, gtab: GradientTable) -> Int[Tensor, " m"]:
+        """The volumes that `predict` can be asked for, b=0 included; a single-shell model leaves the other shells out."""
+        return torch.arange(len(gtab))
 
 
 class Tracker(ABC):

@@ -58,6 +58,11 @@ class CSD(OrientationModel):
                 return found[-1]
         return None
 
+    def explains(self, gtab: GradientTable) -> Int[Tensor, " m"]:
+        """The shell and the b=0 volumes, in the table's order."""
+        shell = self._checked_shell(gtab)
+        return torch.cat([shell, gtab.is_b0.nonzero().ravel().to(shell)]).sort().values
+
     @classmethod
     def why_not(cls, gtab: GradientTable) -> str | None:
         if (scheme := scheme_of(gtab)) in ("grid", "scattered"):
