@@ -11,8 +11,9 @@ Imaging Sci 2009, doi:10.1137/080716542) with restarts.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class SignalTarget:
     response: Float[Tensor, " r"]
     volumes: Int[Tensor, " m"]
     isotropic: bool = True
-    solver: SolverSettings = SolverSettings()
+    solver: SolverSettings = field(default_factory=SolverSettings)
 
     @property
     def grid(self) -> ImageGrid:
@@ -79,13 +80,17 @@ class FascicleModel:
     length: Float[np.ndarray, " e"]
 
     @classmethod
-    def of(cls, lines: Streamlines, dwi: DWI) -> FascicleModel:
-        axes = dictionary()
+    def of(cls, lines: Streamlines | Iterable[Streamlines], dwi: DWI) -> FascicleModel:
+        axes, n_lines = dictionary(), 0
         inside = dwi.mask.cpu().ravel().numpy()
-        parts: list[tuple[np.ndarray, ...]] = []
-        for first, stays in stays_in_chunks(lines, dwi.grid):
+        parts: list[tuple[np.ndarray, ...]] = [
+            tuple(np.empty(0, kind) for kind in (np.int32, np.int32, np.int16, "f4"))
+        ]
+        for stays in stays_in_chunks(lines, dwi.grid):
             kept = inside[stays.voxel]
-            parts.append((stays.voxel[kept], stays.line[kept] + first, _nearest(stays, kept, axes), stays.length[kept]))
+            line = stays.line[kept] + np.int32(n_lines)
+            parts.append((stays.voxel[kept], line, _nearest(stays, kept, axes), stays.length[kept]))
+            n_lines += len(stays.offsets) - 1
         voxel, line, atom, length = (np.concatenate(column) for column in zip(*parts, strict=True))
         order = np.argsort(voxel, kind="stable")
         ranges = voxel_ranges(voxel, dwi.grid.n_voxels)
@@ -93,25 +98,21 @@ class FascicleModel:
         volume = abs(float(torch.det(dwi.grid.affine[:3, :3])))
         offsets = np.append(ranges[crossed], len(voxel))
         scaled = (length[order] / volume).astype(np.float32)
-        return cls(len(lines), crossed, offsets, line[order].astype(np.int32), atom[order], scaled)
+        return cls(n_lines, crossed, offsets, line[order], atom[order], scaled)
 
     def predict(self, weights: Vector, atoms: Float[np.ndarray, "a m"]) -> Float[np.ndarray, "v m"]:
         """Signal of the lines in each crossed voxel, float32."""
         out = np.empty((len(self.voxels), atoms.shape[1]), np.float32)
         given = weights.astype(np.float32)
-        self._share_out(
-            lambda low, high: atoms_times(
-                self.offsets, self.line, self.atom, self.length, given, atoms, low, high, out
-            )
-        )  # fmt: skip
+        entries = self.offsets, self.line, self.atom, self.length
+        self._share_out(lambda low, high: atoms_times(*entries, given, atoms, low, high, out))
         return out
 
     def correlate(self, residual: Float[np.ndarray, "v m"], atoms: Float[np.ndarray, "a m"]) -> Vector:
         """The transpose of `predict`: each line's signal times the residual."""
         out = np.empty(len(self.line), np.float32)
-        self._share_out(
-            lambda low, high: atoms_dot(self.offsets, self.atom, self.length, residual, atoms, low, high, out)
-        )
+        entries = self.offsets, self.atom, self.length
+        self._share_out(lambda low, high: atoms_dot(*entries, residual, atoms, low, high, out))
         return np.bincount(self.line, weights=out, minlength=self.n_lines)
 
     def squared_norms(self, atoms: Float[np.ndarray, "a m"]) -> Vector:
@@ -119,7 +120,7 @@ class FascicleModel:
         energy = np.square(atoms).sum(1)[self.atom] * np.square(self.length)
         return np.bincount(self.line, weights=energy, minlength=self.n_lines)
 
-    def _share_out(self, work) -> None:  # type: ignore[no-untyped-def]
+    def _share_out(self, work: Callable[[int, int], None]) -> None:
         """Ranges of voxels of a fixed size to threads; what is written for one range no other touches."""
         ranges = [(low, min(low + _VOXELS, len(self.voxels))) for low in range(0, len(self.voxels), _VOXELS)]
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
@@ -188,11 +189,14 @@ class SignalObjective:
 
 
 def fit_signal(
-    lines: Streamlines, target: SignalTarget, regularisation: Regularisation, on_progress: Progress | None = None
+    lines: Streamlines | Iterable[Streamlines],
+    target: SignalTarget,
+    regularisation: Regularisation,
+    on_progress: Progress | None = None,
 ) -> WeightFit:
     """Weights ≥ 0 (mm²) of every line; those that cross no voxel of the mask have weight 0."""
-    check_lines(len(lines))
     model = FascicleModel.of(lines, target.dwi)
+    check_lines(model.n_lines)
     chosen = target.dwi.signal[target.volumes].cpu().flatten(1)
     signal = np.ascontiguousarray(chosen[:, torch.from_numpy(model.voxels)].mT.float().numpy())
     atoms = atoms_of(target.response, target.dwi.gtab.bvecs[target.volumes])

@@ -9,7 +9,8 @@ smooth function whose gradient is exact; lines belong to the fixel whose axis is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -34,17 +35,17 @@ LEAST_SHARE = 0.1
 class FodTarget:
     """Fibre orientation distributions whose lobes' integrals are to be explained, in the voxels of ``mask``."""
 
-    field: ShField
+    orientations: ShField
     mask: Image | None = None
-    fixels: FixelSettings = FixelSettings()
-    solver: LbfgsSettings = LbfgsSettings()
+    fixels: FixelSettings = field(default_factory=FixelSettings)
+    solver: LbfgsSettings = field(default_factory=LbfgsSettings)
 
     @property
     def grid(self) -> ImageGrid:
-        return self.field.grid
+        return self.orientations.grid
 
     def segmented(self) -> Fixels:
-        return fixels_of(self.field, self.mask, self.fixels)
+        return fixels_of(self.orientations, self.mask, self.fixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +77,9 @@ class DensityModel:
     by_fixel: Ragged
 
     @classmethod
-    def of(cls, lines: Streamlines, fixels: Fixels) -> DensityModel:
-        counts, index, value = [np.zeros(1, np.int64)], [], []
-        for _, stays in stays_in_chunks(lines, fixels.grid):
+    def of(cls, lines: Streamlines | Iterable[Streamlines], fixels: Fixels) -> DensityModel:
+        counts, index, value = [np.zeros(1, np.int64)], [np.empty(0, np.int32)], [np.empty(0, np.float32)]
+        for stays in stays_in_chunks(lines, fixels.grid):
             fixel = fixels.of_stays(stays)
             kept = fixel >= 0
             counts.append(np.bincount(stays.line[kept], minlength=len(stays.offsets) - 1))
@@ -169,17 +170,20 @@ class DensityObjective:
 
 
 def fit_density(
-    lines: Streamlines, target: FodTarget, regularisation: Regularisation, on_progress: Progress | None = None
+    lines: Streamlines | Iterable[Streamlines],
+    target: FodTarget,
+    regularisation: Regularisation,
+    on_progress: Progress | None = None,
 ) -> WeightFit:
     """Weights ``e^c`` of every line; a line that lies in no fixel has weight 0."""
-    check_lines(len(lines))
     model = DensityModel.of(lines, target.segmented())
+    check_lines(len(model.lengths))
     equal = (model.lengths > 0).astype(np.float64)
     mu = model.proportionality(equal)
     density = mu * model.density(equal)
     fitted = (density >= LEAST_SHARE * model.target) & (density > 0)
     objective = DensityObjective(model, mu, fitted, regularisation)
-    found = minimise(objective, np.zeros(len(lines)), objective.curvature(), target.solver, on_progress)
+    found = minimise(objective, np.zeros(len(equal)), objective.curvature(), target.solver, on_progress)
     weights = np.exp(found.point) * equal
     before, after = (torch.from_numpy(mu * model.density(w)) for w in (equal, weights))
     return WeightFit(

@@ -6,7 +6,7 @@ Departure: a piece's voxel is that of its middle instead of a running index, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,13 +60,13 @@ def stays(lines: Streamlines, grid: ImageGrid) -> Stays:
     return Stays(bounds, *filled)
 
 
-def stays_in_chunks(lines: Streamlines, grid: ImageGrid, size: int = CHUNK) -> Iterator[tuple[int, Stays]]:
-    """The first line's index and the stays of ``size`` lines at a time, so that memory does not grow with the tractogram."""
-    for first in range(0, len(lines), size):
-        last = min(first + size, len(lines))
-        low, high = int(lines.offsets[first]), int(lines.offsets[last])
-        part = Streamlines(lines.points[low:high], lines.offsets[first : last + 1] - low, lines.space)
-        yield first, stays(part, grid)
+def stays_in_chunks(lines: Streamlines | Iterable[Streamlines], grid: ImageGrid, size: int = CHUNK) -> Iterator[Stays]:
+    """The stays of at most ``size`` lines at a time, in order, so that memory does not grow with the tractogram's."""
+    for batch in (lines,) if isinstance(lines, Streamlines) else lines:
+        for first in range(0, len(batch), size):
+            last = min(first + size, len(batch))
+            low, high = int(batch.offsets[first]), int(batch.offsets[last])
+            yield stays(Streamlines(batch.points[low:high], batch.offsets[first : last + 1] - low, batch.space), grid)
 
 
 def voxel_ranges(voxel: NDArray[np.integer], n_voxels: int) -> Int[np.ndarray, " v_plus_1"]:

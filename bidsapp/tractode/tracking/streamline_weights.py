@@ -7,6 +7,8 @@ doi:10.1038/nmeth.3098; Daducci et al., IEEE TMI 2015, doi:10.1109/TMI.2014.2352
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tractode.fields import Streamlines
 from tractode.tracking.fascicles import SignalTarget, fit_signal
 from tractode.tracking.fibre_density import FodTarget, fit_density
@@ -18,13 +20,14 @@ CITATIONS = {"fod": "Smith2015", "signal": "Pestilli2014"}
 
 
 def fit_weights(
-    lines: Streamlines,
+    lines: Streamlines | Iterable[Streamlines],
     target: FodTarget | SignalTarget,
     *,
     regularisation: Regularisation | None = None,
     on_progress: Progress | None = None,
 ) -> WeightFit:
     """One weight ≥ 0 for each line, in their order, float64 on the CPU; points are not moved and no line is removed.
+    ``lines`` may be given in batches (each is looked at once), so that a tractogram need not fit into memory.
 
     Explaining fibre density, weights are ``e^c`` (dimensionless, about 1) and never quite 0, except of lines that follow
     no fixel; explaining the signal they are cross-sections in mm² of fibres as dense as the response's, and many are 0.

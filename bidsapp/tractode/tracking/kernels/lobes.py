@@ -5,42 +5,54 @@ from __future__ import annotations
 from math import sqrt
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tractode.tracking.kernels.compile import kernel
+from tractode.tracking.kernels.compile import inner, kernel
 
-Floats = NDArray[np.floating]
-Integers = NDArray[np.integer]
+
+@inner
+def climb(values, neighbours, top):
+    """For each axis, the neighbour with the largest amplitude, or itself at a peak."""
+    for a in range(len(values)):
+        top[a] = a
+        best = values[a]
+        for b in neighbours[a]:
+            if values[b] > best:
+                best = values[b]
+                top[a] = b
+
+
+@inner
+def insert(lobe, found, mean, integral):
+    """Put a lobe (summed axis, summed amplitude) into its place among those found, the largest first; how many there are."""
+    most = len(integral)
+    if found == most and lobe[3] <= integral[most - 1]:
+        return found
+    place = min(found, most - 1)
+    while place > 0 and integral[place - 1] < lobe[3]:
+        integral[place] = integral[place - 1]
+        mean[place] = mean[place - 1]
+        place -= 1
+    norm = sqrt(lobe[0] ** 2 + lobe[1] ** 2 + lobe[2] ** 2)
+    for c in range(3):
+        mean[place, c] = lobe[c] / norm if norm > 0 else 0.0
+    integral[place] = lobe[3]
+    return min(found + 1, most)
 
 
 @kernel
-def divide(
-    amplitudes: Floats,
-    axes: Floats,
-    neighbours: Integers,
-    least_peak: float,
-    count: Integers,
-    mean: Floats,
-    integral: Floats,
-) -> None:
+def divide(amplitudes, axes, neighbours, least_peak, count, mean, integral):
     """For each row of amplitudes: the number of lobes, their mean axes and the sums of their amplitudes, largest first.
 
     Every axis belongs to the peak that steps to its largest neighbour lead to; equal neighbours: the first. ``mean`` and
     ``integral`` have room for as many lobes as are kept.
     """
-    n, most = len(axes), integral.shape[1]
+    n = len(axes)
     top = np.empty(n, np.int64)
     sums = np.empty((n, 4))
     for row in range(len(amplitudes)):
         values = amplitudes[row]
-        for a in range(n):
-            top[a] = a
-            best = values[a]
-            for b in neighbours[a]:
-                if values[b] > best:
-                    best = values[b]
-                    top[a] = b
-            sums[a] = 0
+        climb(values, neighbours, top)
+        sums[:] = 0
         for a in range(n):
             if values[a] <= 0:
                 continue
@@ -55,18 +67,6 @@ def divide(
             sums[peak, 3] += values[a]
         found = 0
         for a in range(n):
-            if top[a] != a or values[a] < least_peak or sums[a, 3] <= 0:
-                continue
-            if found == most and sums[a, 3] <= integral[row, most - 1]:
-                continue
-            place = min(found, most - 1)
-            while place > 0 and integral[row, place - 1] < sums[a, 3]:
-                integral[row, place] = integral[row, place - 1]
-                mean[row, place] = mean[row, place - 1]
-                place -= 1
-            norm = sqrt(sums[a, 0] ** 2 + sums[a, 1] ** 2 + sums[a, 2] ** 2)
-            for c in range(3):
-                mean[row, place, c] = sums[a, c] / norm if norm > 0 else axes[a, c]
-            integral[row, place] = sums[a, 3]
-            found = min(found + 1, most)
+            if top[a] == a and values[a] >= least_peak and sums[a, 3] > 0:
+                found = insert(sums[a], found, mean[row], integral[row])
         count[row] = found

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tractode.tracking.kernels.compile import kernel
-
-Floats = NDArray[np.floating]
-Integers = NDArray[np.integer]
 
 
 @kernel
-def rows_times(offsets: Integers, index: Integers, value: Floats, x: Floats, out: Floats) -> None:
+def rows_times(offsets, index, value, x, out):
     """``out[r] = Σ value · x[index]`` over the entries of row r."""
     for row in range(len(offsets) - 1):
         total = 0.0
@@ -22,17 +16,7 @@ def rows_times(offsets: Integers, index: Integers, value: Floats, x: Floats, out
 
 
 @kernel
-def atoms_times(
-    offsets: Integers,
-    line: Integers,
-    atom: Integers,
-    length: Floats,
-    weights: Floats,
-    atoms: Floats,
-    first: int,
-    last: int,
-    out: Floats,
-) -> None:
+def atoms_times(offsets, line, atom, length, weights, atoms, first, last, out):
     """``out[v] = Σ length · weights[line] · atoms[atom]`` over the entries of voxels ``first`` to ``last``."""
     n = atoms.shape[1]
     for voxel in range(first, last):
@@ -46,16 +30,7 @@ def atoms_times(
 
 
 @kernel
-def atoms_dot(
-    offsets: Integers,
-    atom: Integers,
-    length: Floats,
-    residual: Floats,
-    atoms: Floats,
-    first: int,
-    last: int,
-    out: Floats,
-) -> None:
+def atoms_dot(offsets, atom, length, residual, atoms, first, last, out):
     """``out[e] = length · ⟨atoms[atom], residual[v]⟩`` for every entry of voxels ``first`` to ``last``."""
     n = atoms.shape[1]
     for voxel in range(first, last):
