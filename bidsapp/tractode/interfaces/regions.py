@@ -27,7 +27,7 @@ class CarryRegionsInputSpec(StepInputSpec):
     prepared = traits.Dict(mandatory=True, desc="outputs of PrepareDwi")
     tissues = traits.Enum("none", "labels", "five_tissue", "template", usedefault=True, desc="what tissues come from")
     tissue_path = traits.Str("", usedefault=True, desc="TissueSource.path, for labels and five_tissue")
-    regions = traits.Dict(desc="role → path of a mask in the template's space: include-1, exclude-1 …")
+    regions = traits.Dict(desc="name → path of a mask in the template's space: include1, exclude1 …")
     template = traits.Any(desc="a Template; needed for regions and for tissues of the template")
     template_link = traits.Dict(desc="outputs of the registration to the template")
     template_facts = traits.Dict()
@@ -38,7 +38,7 @@ class CarryRegionsInputSpec(StepInputSpec):
 
 
 class CarryRegions(Step):
-    """Roles: ``five-tissue`` (maps in the scan's space, 1 mm) and those of ``regions`` (masks on the scan's grid).
+    """Roles: ``tissues`` (maps in the scan's space, 1 mm) and ``region-<name>`` (masks on the scan's grid).
 
     Raises `InputDataError` where a registration it rests on did not pass its gate, or a region misses the scan.
     """
@@ -135,7 +135,7 @@ class CarryRegions(Step):
             LabelMap=list(five_tissue.LABELS),
         )  # fmt: skip
         write_with_sidecar(
-            writer, "five-tissue", maps, content, inputs.run.entities, datatype="dwi", desc="5tt", suffix="probseg"
+            writer, "tissues", maps, content, inputs.run.entities, datatype="dwi", desc="5tt", suffix="probseg"
         )
         return maps
 
@@ -157,8 +157,8 @@ class CarryRegions(Step):
             [Path(path)], inputs.job.bids_dir, f"Region {name} of {inputs.template.name} in the scan"
         )
         write_with_sidecar(
-            writer, name, region, content | {"Type": "ROI"}, inputs.run.entities,
-            datatype="dwi", desc="".join(c for c in name if c.isalnum()), suffix="mask",
+            writer, f"region-{name}", region, content | {"Type": "ROI"}, inputs.run.entities,
+            datatype="dwi", desc=name, suffix="mask",
         )  # fmt: skip
         writer.facts["regions"][name] = {"file": Path(path).name, "voxels": count}
         return region
