@@ -46,7 +46,11 @@ class LineDerivative:
 
     def per_point(self, paths: Paths) -> dict[str, Tensor]:
         """``growth``, where it was asked for."""
-        return {"growth": growth(self.table, paths, float(self.step), self.law)} if self.report_growth else {}
+        return (
+            {"growth": growth(self.table, paths, float(torch.as_tensor(self.step).detach()), self.law)}
+            if self.report_growth
+            else {}
+        )
 
 
 def growth(table: ComponentTable, paths: Paths, step: float, law: Derivative | None = None) -> Float[Tensor, " p"]:

@@ -100,7 +100,7 @@ class StreamlineTracker(Tracker):
     def lengths(self, grid: ImageGrid) -> tuple[float, float, float]:
         """Step, least and greatest length in mm on a given grid."""
         voxel = mean_voxel_size(grid)
-        step = self.step_voxels * voxel if self.step_mm is None else float(self.step_mm)
+        step = self.step_voxels * voxel if self.step_mm is None else float(torch.as_tensor(self.step_mm).detach())
         least = 5 * voxel if self.min_length is None else self.min_length
         greatest = 100 * voxel if self.max_length is None else self.max_length
         return step, least, greatest
