@@ -18,7 +18,7 @@ from tractode.tracking.segments import stays_in_chunks
 def visits(lines: Streamlines, grid: ImageGrid) -> Int[Tensor, "i j k"]:
     """Streamlines in each voxel, each counted once however often it comes back. Those of one point or none visit nothing."""
     total = np.zeros(grid.n_voxels, dtype=np.int64)
-    for _, part in stays_in_chunks(lines, grid):
+    for part in stays_in_chunks(lines, grid):
         once = np.unique(part.line.astype(np.int64) * grid.n_voxels + part.voxel)
         total += np.bincount(once % grid.n_voxels, minlength=grid.n_voxels)
     return torch.from_numpy(total).reshape(grid.shape)
@@ -27,6 +27,6 @@ def visits(lines: Streamlines, grid: ImageGrid) -> Int[Tensor, "i j k"]:
 def length_density(lines: Streamlines, grid: ImageGrid) -> Float[Tensor, "i j k"]:
     """Length of streamlines in each voxel, mm."""
     total = np.zeros(grid.n_voxels)
-    for _, part in stays_in_chunks(lines, grid):
+    for part in stays_in_chunks(lines, grid):
         total += np.bincount(part.voxel, part.length.astype(np.float64), minlength=grid.n_voxels)
     return torch.from_numpy(total).reshape(grid.shape)
