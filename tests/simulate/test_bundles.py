@@ -36,6 +36,13 @@ def test_there_are_at_least_twenty_four_and_each_pair_has_both_sides() -> None:
     assert all(name[:-1] + "R" in names for name in names if name.endswith("L") and courses()[name].kind == "paired")
 
 
+def test_the_documentation_lists_every_bundle() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text(encoding="utf-8")
+    bare = {name if course.kind == "commissure" else name[:-1] for name, course in courses().items()}
+    assert [name for name in sorted(bare) if f"`{name}`" not in page] == []
+    assert f"{len(courses())} of them" in page
+
+
 @pytest.mark.parametrize("name", sorted(courses()))
 def test_bundle_stays_in_white_matter_and_on_its_side(name: str, white: Image) -> None:
     lines = draw(name, white)
