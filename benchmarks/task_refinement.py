@@ -1,0 +1,146 @@
+"""Orientation-field refinement against CSD alone, at equal invalid rate, over noise seeds. One JSON object.
+
+Phantoms of crossing, kissing and bottleneck bundles. Both fields are tracked by SD_STREAM from the same seeds with several
+amplitude cutoffs. The invalid rate (IC of the 2023 Tractometer) that CSD has at the default cutoff of 0.1 is the limit;
+each method is taken at its cutoff with the highest valid rate (VC) that keeps to it. ``--output`` saves the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import meta
+from torch import Tensor
+
+from tractode.evaluate.connections import BundleRegions
+from tractode.evaluate.tractometer import tractometry
+from tractode.fields import Image, ShField, Streamlines
+from tractode.models.csd import CSD
+from tractode.models.response import estimate_response
+from tractode.ops import smooth
+from tractode.simulate.gradients import multi_shell
+from tractode.simulate.phantom import Phantom, PhantomSettings, phantom
+from tractode.tracking.refinement import RefinementSettings, refine
+from tractode.tracking.sdstream import SDStream
+
+VOXEL, SIZE = 3.0, 20
+CUTOFFS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
+DEFAULT = 0.1
+KEYS = ("VC", "IC", "NC", "OL", "OR", "F1")
+
+
+def one(seed: int, snr: float, settings: RefinementSettings) -> dict[str, Any]:
+    """Scores of both methods by cutoff, for one realisation of the noise."""
+    gtab = multi_shell(((2500.0, 45),), 4)
+    truth = phantom(gtab, PhantomSettings(size=SIZE, voxel_mm=VOXEL, snr=snr), seed)
+    white = truth.white_matter.mask
+    mask = smooth.dilate(white, (1, 1, 1)) & truth.dwi.mask
+    shell = CSD.shell(gtab)
+    assert shell is not None
+    model = CSD(estimate_response(truth.dwi.signal[:, white].mT, gtab, shell))
+    signal = truth.dwi.signal[:, mask].mT
+    fitted = model.fit(signal, gtab)
+    started = time.monotonic()
+    refined = refine(model, fitted, signal, gtab, truth.dwi.grid, mask, settings)
+    seconds = time.monotonic() - started
+    exact = truth.fibres.fod.coeffs[:, mask].mT
+    return {
+        "csd": {c: scores(truth, mask, fitted, c) for c in CUTOFFS},
+        "refined": {c: scores(truth, mask, refined.params, c) for c in CUTOFFS},
+        "truth": {DEFAULT: scores(truth, mask, exact, DEFAULT)},
+        "seconds": seconds,
+    }
+
+
+def scores(truth: Phantom, mask: Tensor, params: Tensor, cutoff: float) -> dict[str, float]:
+    """The Tractometer's shares for lines from four places in every voxel of white matter."""
+    grid = truth.dwi.grid
+    coeffs = torch.zeros(45, *grid.shape)
+    coeffs[:, mask] = params.mT.float()
+    places = truth.white_matter.mask.nonzero().float()
+    corners = torch.tensor([[-0.25, -0.25, 0.25], [0.25, 0.25, 0.25], [-0.25, 0.25, -0.25], [0.25, -0.25, -0.25]])
+    seeds = grid.to_world((places[:, None] + corners).reshape(-1, 3))
+    tracker = SDStream(step_mm=1.0, angle=math.radians(30), cutoff=cutoff, min_length=20, max_length=150)
+    lines = Streamlines.concatenate(
+        tracker.track(ShField(grid, coeffs, 8), seeds, Image(grid, mask[None]), torch.Generator().manual_seed(0)),
+        grid.space,
+    )
+    regions = {name: BundleRegions(grid, b.mask, b.start, b.end) for name, b in truth.bundles.items()}
+    record = tractometry(lines, regions).record()
+    return {"lines": record["n"], **{key: record[key] or 0.0 for key in KEYS}}
+
+
+def at_equal_invalid(runs: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Each method at its cutoff with most valid lines, no more of them invalid than CSD's at the default cutoff."""
+    limit = runs["csd"][DEFAULT]["IC"]
+    best = {}
+    for method in ("csd", "refined"):
+        allowed = {c: s for c, s in runs[method].items() if s["IC"] <= limit} or {
+            min(runs[method], key=lambda c: runs[method][c]["IC"]): runs[method][
+                min(runs[method], key=lambda c: runs[method][c]["IC"])
+            ]
+        }
+        cutoff = max(allowed, key=lambda c: allowed[c]["VC"])
+        best[method] = {"cutoff": cutoff, **allowed[cutoff]}
+    return best
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means and standard errors over seeds, and of the paired gains."""
+    equal = [at_equal_invalid(runs) for runs in found]
+    out: dict[str, Any] = {"n": len(found)}
+    for method in ("csd", "refined"):
+        out[f"{method}_at_equal_invalid"] = {
+            key: _mean([e[method][key] for e in equal]) for key in ("cutoff", "lines", *KEYS)
+        }
+        out[f"{method}_at_default_cutoff"] = {
+            key: _mean([f[method][DEFAULT][key] for f in found]) for key in ("lines", *KEYS)
+        }
+    out["true_orientations"] = {key: _mean([f["truth"][DEFAULT][key] for f in found]) for key in KEYS}
+    for where, pairs in {
+        "gain_at_equal_invalid": [(e["csd"], e["refined"]) for e in equal],
+        "gain_at_default_cutoff": [(f["csd"][DEFAULT], f["refined"][DEFAULT]) for f in found],
+    }.items():
+        out[where] = {}
+        for key in ("VC", "IC", "OL", "F1"):
+            gains = [after[key] - before[key] for before, after in pairs]
+            error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
+            out[where][key] = {"mean": _mean(gains), "standard_error": error, "least": min(gains), "n": len(gains)}
+    out["seconds_to_refine"] = _mean([f["seconds"] for f in found])
+    return out
+
+
+def _mean(values: list[float]) -> float:
+    return round(statistics.fmean(values), 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--snr", type=float, nargs="+", default=[10.0, 15.0])
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = RefinementSettings()
+    found = {
+        f"snr_{snr:g}": summary([one(s, snr, settings) for s in range(100, 100 + options.seeds)]) for snr in options.snr
+    }
+    first = next(iter(found.values()))
+    data = f"phantoms of {VOXEL:g} mm, 45 directions at b = 2500 s/mm², {options.seeds} noise seeds"
+    result = {"refinement": {"n": first["n"], "data": data, "continuity": settings.continuity, **found}}
+    command = f"benchmarks/task_refinement.py --seeds {options.seeds} --snr {' '.join(f'{s:g}' for s in options.snr)}"
+    text = json.dumps(result | {"meta": meta(command)}, indent=2)
+    print(text)
+    if options.output:
+        options.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
