@@ -33,6 +33,7 @@ class ImageGrid:
             raise ShapeError(f"A grid needs three positive sizes; got {self.shape}.")
         if not torch.isfinite(self.affine).all() or abs(float(torch.det(self.affine[:3, :3]))) < 1e-12:
             raise ShapeError(f"The affine of a grid must be finite and invertible; got {self.affine.tolist()}.")
+        object.__setattr__(self, "_inverse_rows", tuple(map(tuple, torch.linalg.inv(self.affine).tolist())))
 
     @property
     def voxel_sizes(self) -> tuple[float, float, float]:
@@ -47,6 +48,11 @@ class ImageGrid:
     @property
     def inverse_affine(self) -> Float[Tensor, "4 4"]:
         return torch.linalg.inv(self.affine)
+
+    @property
+    def inverse_rows(self) -> tuple[tuple[float, ...], ...]:
+        """The rows of `inverse_affine` as plain numbers, computed once: constants to whatever compiles their use."""
+        return self._inverse_rows  # type: ignore[attr-defined]
 
     def to_world(self, points_vox: Float[Tensor, "*p 3"]) -> Float[Tensor, "*p 3"]:
         """Voxel indices (centres at integers) → RAS+ mm."""

@@ -22,9 +22,8 @@ CONVERSION_TILE = 65536
 
 def to_voxel(grid: ImageGrid, positions: Float[Tensor, "3 m"]) -> Float[Tensor, "3 m"]:
     """Voxel coordinates row by row, without a matrix product: the result of a column does not depend on the others."""
-    inverse = grid.inverse_affine.tolist()
     x, y, z = positions.unbind(0)
-    return torch.stack([row[0] * x + row[1] * y + row[2] * z + row[3] for row in inverse[:3]])
+    return torch.stack([row[0] * x + row[1] * y + row[2] * z + row[3] for row in grid.inverse_rows[:3]])
 
 
 def nearest_index(
