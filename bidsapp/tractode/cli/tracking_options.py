@@ -148,11 +148,11 @@ def check_tracking(values: dict[str, Any], asked: frozenset[str], notes: list[st
     if len(values.get("sensitivity", ())) not in (0, 2):
         _conflict("A sensitivity map needs two regions", "E-CONFIG-SENSITIVITY", "name the two ends of one connection")
     regions = [path for name in REGIONS for path in values.get(name, ())]
-    if (regions or values.get("act") == "template") and values.get("output_spaces", ("default",)) == ():
+    if (regions or values.get("act", "none") != "none") and values.get("output_spaces", ("default",)) == ():
         _conflict(
-            "Regions and tissues of a template need a registration and no template is asked for",
+            "Regions and tissues need a registration and no template is asked for",
             "E-CONFIG-REGIONS",
-            "name with --output-spaces the template that the masks are in",
+            "name a template with --output-spaces: that which the masks are in",
         )
     for path in (*regions, *values.get("derivatives", ())):
         if not Path(path).exists():

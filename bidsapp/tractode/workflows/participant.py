@@ -5,13 +5,16 @@
     prepare_anat ── normalise_anat (one a template) ─────────────────┐
           └──────────────┐                                           │
     prepare_dwi ── coregister (to anatomy, or to the template) ── normalise_dwi (one a template)
-          └── fit (one a model) ── track (one a method) ─────────────┘
+          │              └── carry_regions ──┐                       │
+          └── fit (one a model) ── refine ── track (one a method) ───┘
+                     └── map_sensitivity         └── weigh
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from nipype.interfaces.utility import Merge
 from nipype.pipeline import engine as pe
@@ -19,20 +22,28 @@ from nipype.pipeline import engine as pe
 from tractode.bids import names
 from tractode.bids.query import AnatFile, DwiRun, Participant, choose_anat
 from tractode.bids.templates import Template, find_template
+from tractode.bids.tissues import need_tissue_source
 from tractode.contracts import OrientationModel
+from tractode.errors import MissingInputError
 from tractode.interfaces.anatomy import NormaliseAnat, PrepareAnat
 from tractode.interfaces.coregistration import CoregisterToAnat, CoregisterToTemplate
 from tractode.interfaces.model import FitModel
 from tractode.interfaces.normalisation import NormaliseDwi
+from tractode.interfaces.refinement import RefineOrientations
+from tractode.interfaces.regions import CarryRegions
 from tractode.interfaces.scan import PrepareDwi
+from tractode.interfaces.sensitivity import MapSensitivity
 from tractode.interfaces.step import Job, Step
+from tractode.interfaces.tracking_plan import TrackingPlan, region_names
 from tractode.interfaces.tractography import Track
+from tractode.interfaces.weights import WeightStreamlines
 from tractode.io.dwi import IngestPolicy
 from tractode.models import MODELS
 from tractode.settings import Settings
 from tractode.tracking import TRACKERS
 
 SLOPPY_STREAMLINES = 2000
+SENSITIVITY_SEEDS, SLOPPY_SEEDS = 50_000, 5_000
 
 
 def init_participant_wf(participant: Participant, settings: Settings, run_id: str) -> pe.Workflow:
@@ -65,6 +76,15 @@ class _Anatomy:
     def first(self) -> pe.Node:
         """The registration that also gives the brain mask."""
         return next(iter(self.normalised.values()))
+
+
+@dataclass(frozen=True)
+class _Links:
+    """The registration nodes of one run: to its anatomy (where there is one) and, by name, to every template."""
+
+    to_anat: pe.Node | None
+    anatomy: _Anatomy | None
+    to_template: dict[str, pe.Node]
 
 
 class _Builder:
@@ -131,42 +151,133 @@ class _Builder:
         )
         prepared = self._node(prepare, f"{run.name}_prepare-dwi", run.name, 2.0)
         fits = {name: self._fit(run, name, prepared) for name in settings.models}
-        tracks = self._tracks(run, prepared, fits)
-        self._normalise(run, prepared, fits, tracks, anatomy)
+        links = self._links(run, prepared, anatomy)
+        regions = self._regions(run, prepared, links) if settings.tracking else None
+        fod = self._orientations(run, prepared, fits)
+        tracks = self._tracks(run, prepared, fod, fits.get("dti"), regions)
+        self._weights(run, prepared, fod, tracks)
+        self._sensitivity(run, prepared, fits, regions)
+        self._normalise(run, fits, tracks, links)
 
     def _fit(self, run: DwiRun, name: str, prepared: pe.Node) -> pe.Node:
         node = self._node(FitModel(run=run, model=name), f"{run.name}_fit-{name}", run.name, 2.0)
         self.workflow.connect(prepared, "outputs", node, "prepared")
         return node
 
-    def _tracks(self, run: DwiRun, prepared: pe.Node, fits: dict[str, pe.Node]) -> dict[str, pe.Node]:
-        source = next((fits[name] for name in fits if issubclass(MODELS[name], OrientationModel)), None)
-        if source is None:
-            return {}
-        n_streamlines = SLOPPY_STREAMLINES if self.settings.sloppy else self.settings.n_streamlines
-        nodes = {}
-        for method in self.settings.tracking:
-            track = Track(
-                run=run, method=method, n_streamlines=n_streamlines, formats=list(self.settings.tractogram_formats)
-            )
-            node = self._node(track, f"{run.name}_track-{method}", run.name, 2.5)
-            self.workflow.connect(
-                [(prepared, node, [("outputs", "prepared")]), (source, node, [("outputs", "orientations")])]
-            )
-            if "dti" in fits:
-                self.workflow.connect(fits["dti"], "outputs", node, "tensor")
-            nodes[method] = node
-        return nodes
+    def _links(self, run: DwiRun, prepared: pe.Node, anatomy: _Anatomy | None) -> _Links:
+        """The registrations of a run: to its anatomy and on to every template, or straight to every template."""
+        if anatomy is not None:
+            return _Links(self._coregister_to_anat(run, prepared, anatomy), anatomy, anatomy.normalised)
+        direct = {}
+        for template in self.templates:
+            interface = CoregisterToTemplate(run=run, template=template)
+            node = self._node(interface, f"{run.name}_coregister-{template.name}", run.name, 2.0)
+            self.workflow.connect(prepared, "outputs", node, "prepared")
+            direct[template.name] = node
+        return _Links(None, None, direct)
 
-    def _normalise(
+    def _connect_links(self, links: _Links, template: Template, node: pe.Node) -> None:
+        """Hand a node the registrations between a run and a template."""
+        if links.anatomy is not None:
+            node.inputs.anat_space, node.inputs.anat_modality = links.anatomy.space, links.anatomy.anat.modality
+            self.workflow.connect(links.to_anat, "outputs", node, "anat_link")
+            self.workflow.connect(links.to_anat, "facts", node, "anat_facts")
+        to_template = links.to_template[template.name]
+        self.workflow.connect(to_template, "outputs", node, "template_link")
+        self.workflow.connect(to_template, "facts", node, "template_facts")
+
+    def _regions(self, run: DwiRun, prepared: pe.Node, links: _Links) -> pe.Node | None:
+        """Regions and tissues brought into the run, where any are asked for."""
+        settings = self.settings
+        named = region_names(settings)
+        if not named and settings.act == "none":
+            return None
+        interface = CarryRegions(run=run, regions=named, tissues=settings.act)
+        if settings.act == "labels":
+            if links.anatomy is None:
+                raise MissingInputError(
+                    f"{run.name} has no anatomical image, and the tissues of --act labels are in its space",
+                    id="E-TISSUE-ANAT",
+                    path=run.path,
+                    needed="the T1w (or --anat-modality) image that the labels were made from",
+                    fix="add it to the dataset, or use --act template",
+                )
+            source = need_tissue_source(settings.bids_dir, self.job.participant, run.session, settings.derivatives)
+            interface.inputs.tissues, interface.inputs.tissue_path = source.kind, str(source.path)
+        node = self._node(interface, f"{run.name}_carry-regions", run.name, 2.0)
+        self.workflow.connect(prepared, "outputs", node, "prepared")
+        if self.templates:
+            interface.inputs.template = self.templates[0]
+            self._connect_links(links, self.templates[0], node)
+        return node
+
+    def _orientations(self, run: DwiRun, prepared: pe.Node, fits: dict[str, pe.Node]) -> pe.Node | None:
+        """The node whose FOD is followed: the fit itself, or its refinement."""
+        model = self._orientation_model
+        if model is None or not self.settings.tracking or not self.settings.refine_orientations:
+            return None if model is None else fits[model]
+        interface = RefineOrientations(run=run, model=model)
+        node = self._node(interface, f"{run.name}_refine-orientations", run.name, 3.0)
+        self.workflow.connect(
+            [(prepared, node, [("outputs", "prepared")]), (fits[model], node, [("outputs", "orientations")])]
+        )
+        return node
+
+    @property
+    def _orientation_model(self) -> str | None:
+        return next((name for name in self.settings.models if issubclass(MODELS[name], OrientationModel)), None)
+
+    @property
+    def _plan(self) -> TrackingPlan:
+        return TrackingPlan.of(self.settings, SLOPPY_STREAMLINES if self.settings.sloppy else None)
+
+    def _tracks(
         self,
         run: DwiRun,
         prepared: pe.Node,
-        fits: dict[str, pe.Node],
-        tracks: dict[str, pe.Node],
-        anatomy: _Anatomy | None,
-    ) -> None:
-        to_anat = self._coregister_to_anat(run, prepared, anatomy) if anatomy is not None else None
+        fod: pe.Node | None,
+        tensor: pe.Node | None,
+        regions: pe.Node | None,
+    ) -> dict[str, pe.Node]:
+        nodes = {}
+        for method in self.settings.tracking:
+            track = Track(run=run, method=method, plan=self._plan, formats=list(self.settings.tractogram_formats))
+            node = self._node(track, f"{run.name}_track-{method}", run.name, 2.5)
+            self.workflow.connect(prepared, "outputs", node, "prepared")
+            for source, field in ((fod, "orientations"), (tensor, "tensor"), (regions, "regions")):
+                if source is not None:
+                    self.workflow.connect(source, "outputs", node, field)
+            nodes[method] = node
+        return nodes
+
+    def _weights(self, run: DwiRun, prepared: pe.Node, fod: pe.Node | None, tracks: dict[str, pe.Node]) -> None:
+        """Weights for the streamlines of every method."""
+        target = self.settings.streamline_weights
+        if target == "none" or fod is None:
+            return
+        for method, track in tracks.items():
+            interface = WeightStreamlines(
+                run=run, track=TRACKERS[method].label, model=target, formats=list(self.settings.tractogram_formats)
+            )
+            node = self._node(interface, f"{run.name}_weigh-{method}", run.name, 3.0)
+            for source, field in ((prepared, "prepared"), (fod, "orientations"), (track, "tractogram")):
+                self.workflow.connect(source, "outputs", node, field)
+
+    def _sensitivity(self, run: DwiRun, prepared: pe.Node, fits: dict[str, pe.Node], regions: pe.Node | None) -> None:
+        """What the connection of two regions rests on, through the model itself (not a refined field)."""
+        model = self._orientation_model
+        if not self.settings.sensitivity or model is None or regions is None:
+            return
+        plan, n_seeds = self._plan, SLOPPY_SEEDS if self.settings.sloppy else SENSITIVITY_SEEDS
+        interface = MapSensitivity(run=run, model=model, tracker=plan.tracker("sdstream"), n_seeds=n_seeds)
+        node = self._node(interface, f"{run.name}_map-sensitivity", run.name, 3.0)
+        sources = [(prepared, "prepared"), (fits[model], "orientations"), (regions, "regions")]
+        if "dti" in fits:
+            sources.append((fits["dti"], "tensor"))
+        for source, field in sources:
+            self.workflow.connect(source, "outputs", node, field)
+
+    def _normalise(self, run: DwiRun, fits: dict[str, pe.Node], tracks: dict[str, pe.Node], links: _Links) -> None:
         for template in self.templates:
             node = self._node(
                 NormaliseDwi(
@@ -175,21 +286,7 @@ class _Builder:
                 ),
                 f"{run.name}_normalise-dwi-{template.name}", run.name, 2.0,
             )  # fmt: skip
-            if anatomy is not None and to_anat is not None:
-                to_template = anatomy.normalised[template.name]
-                node.inputs.anat_space, node.inputs.anat_modality = anatomy.space, anatomy.anat.modality
-                self.workflow.connect(to_anat, "outputs", node, "anat_link")
-                self.workflow.connect(to_anat, "facts", node, "anat_facts")
-            else:
-                to_template = self._node(
-                    CoregisterToTemplate(run=run, template=template),
-                    f"{run.name}_coregister-{template.name}",
-                    run.name,
-                    2.0,
-                )
-                self.workflow.connect(prepared, "outputs", to_template, "prepared")
-            self.workflow.connect(to_template, "outputs", node, "template_link")
-            self.workflow.connect(to_template, "facts", node, "template_facts")
+            self._connect_links(links, template, node)
             self._gather(run, f"maps-{template.name}", fits.values(), node, "fits")
             self._gather(run, f"tractograms-{template.name}", tracks.values(), node, "tractograms")
 
