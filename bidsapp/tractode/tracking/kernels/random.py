@@ -5,12 +5,10 @@ A loop hashes key and number once (`stream`) and then draws with one mixing each
 
 from __future__ import annotations
 
-import inspect
-
-import numba
 import numpy as np
 
 from tractode.ops import counter_random as vector
+from tractode.tracking.kernels.compile import inner, kernel
 
 INCREMENT = np.uint64(vector.INCREMENT)
 FIRST_FACTOR = np.uint64(vector.FIRST_FACTOR)
@@ -18,12 +16,7 @@ SECOND_FACTOR = np.uint64(vector.SECOND_FACTOR)
 ONE = np.uint64(1)
 
 
-def _compiled(function):
-    # Under pytest every function comes wrapped in a check of its annotations, which numba cannot read.
-    return numba.njit(nogil=True)(inspect.unwrap(function))
-
-
-@_compiled
+@inner
 def mix(x):
     """SplitMix64's finaliser."""
     x = (x ^ (x >> np.uint64(30))) * FIRST_FACTOR
@@ -31,13 +24,13 @@ def mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-@_compiled
+@inner
 def stream(key: int, number: int):
     """The hashed start (uint64) of a line's random numbers."""
     return mix(mix(np.uint64(key) + INCREMENT) + np.uint64(number) * INCREMENT)
 
 
-@_compiled
+@inner
 def draw(start, counter: int) -> float:
     """The ``counter``-th draw of the stream that starts there: float64 in [0, 1)."""
     bits = mix(start + (np.uint64(counter) + ONE) * INCREMENT) >> np.uint64(11)
@@ -45,7 +38,7 @@ def draw(start, counter: int) -> float:
     return np.float64(np.int64(bits)) * vector.UNIT
 
 
-@_compiled
+@kernel
 def uniform(key: int, number: int, counter: int) -> float:
     """See `ops.counter_random.uniform`."""
     return draw(stream(key, number), counter)
