@@ -31,7 +31,7 @@ from tractode.tracking.refinement import RefinementSettings, refine
 from tractode.tracking.sdstream import SDStream
 
 VOXEL, SIZE = 3.0, 20
-CUTOFFS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
+CUTOFFS = (0.1, 0.2, 0.3)
 DEFAULT = 0.1
 KEYS = ("VC", "IC", "NC", "OL", "OR", "F1")
 
