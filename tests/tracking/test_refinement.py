@@ -28,7 +28,7 @@ def test_a_field_that_is_the_same_everywhere_is_continuous(oblique_affine: Tenso
     taps = fibre_continuity.taps_of((axes * 2.0) @ grid.inverse_affine[:3, :3].mT)
     amplitudes = torch.arange(12, dtype=DOUBLE)[:, None, None, None].expand(-1, 5, 4, 6).contiguous()
     mask = torch.ones(5, 4, 6, dtype=torch.bool)
-    assert float(fibre_continuity.discontinuity(amplitudes, taps, mask)) < 1e-20
+    assert float(fibre_continuity.discontinuity(amplitudes, taps, fibre_continuity.pairs_of(mask, taps))) < 1e-20
 
 
 def test_discontinuity_is_the_squared_slope_along_each_direction(oblique_affine: Tensor) -> None:
@@ -42,7 +42,7 @@ def test_discontinuity_is_the_squared_slope_along_each_direction(oblique_affine:
     for axis, steps in zip(axes, taps, strict=True):
         moved = fibre_continuity.shifted(values[0], steps)[2:-2, 2:-2, 2:-2] - values[0, 2:-2, 2:-2, 2:-2]
         torch.testing.assert_close(moved, torch.full_like(moved, 2 * float(slope @ axis)))
-    assert float(fibre_continuity.discontinuity(values, taps, mask)) > 0
+    assert float(fibre_continuity.discontinuity(values, taps, fibre_continuity.pairs_of(mask, taps))) > 0
 
 
 def test_discontinuity_has_the_gradient_of_finite_differences(
@@ -52,11 +52,12 @@ def test_discontinuity_has_the_gradient_of_finite_differences(
     axes = sphere.directions(6, hemisphere=True).double()
     taps = fibre_continuity.taps_of((axes * 2.0) @ grid.inverse_affine[:3, :3].mT)
     mask = torch.rand(4, 3, 4, generator=generator) > 0.2
+    pairs = fibre_continuity.pairs_of(mask, taps)
     values = torch.rand(6, 4, 3, 4, generator=generator, dtype=DOUBLE, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda v: fibre_continuity.discontinuity(v, taps, mask), (values,))
+    assert torch.autograd.gradcheck(lambda v: fibre_continuity.discontinuity(v, taps, pairs), (values,))
     outside = values.detach().clone()
     outside[:, ~mask] += 1
-    cost = [float(fibre_continuity.discontinuity(v, taps, mask)) for v in (values.detach(), outside)]
+    cost = [float(fibre_continuity.discontinuity(v, taps, pairs)) for v in (values.detach(), outside)]
     assert cost[0] == pytest.approx(cost[1])
 
 

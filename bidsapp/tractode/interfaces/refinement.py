@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from nipype.interfaces.base import traits
 
 from tractode.bids import sidecar
@@ -47,6 +48,8 @@ class RefineOrientations(Step):
 
     def compute(self, writer: StepWriter) -> None:
         run, job = self.inputs.run, self.inputs.job
+        # Long sums round differently with other numbers of threads; one gives the same bytes everywhere.
+        torch.set_num_threads(1)
         space = f"{run.name}_dwi"
         scan = load_scan(self.inputs.prepared, space, job.device)
         fod, _ = read_image(Path(self.inputs.orientations["fod"]), space)

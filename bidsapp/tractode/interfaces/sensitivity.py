@@ -90,6 +90,8 @@ class MapSensitivity(Step):
 
     def compute(self, writer: StepWriter) -> None:
         run, job = self.inputs.run, self.inputs.job
+        # Long sums round differently with other numbers of threads; one gives the same bytes everywhere.
+        torch.set_num_threads(1)
         space = f"{run.name}_dwi"
         scan = load_scan(self.inputs.prepared, space, job.device)
         fod, _ = read_image(Path(self.inputs.orientations["fod"]), space)

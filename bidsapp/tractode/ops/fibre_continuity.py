@@ -38,9 +38,17 @@ def taps_of(steps_vox: Float[Tensor, "k 3"]) -> Taps:
     return found
 
 
-def discontinuity(amplitudes: Float[Tensor, "k i j k2"], taps: Taps, mask: Bool[Tensor, "i j k"]) -> Float[Tensor, ""]:
-    """``Σ (f_k(x + step_k) − f_k(x))² / k`` over the pairs that lie in the mask; differentiable in the amplitudes."""
-    return _Discontinuity.apply(amplitudes, taps, mask) / len(taps)
+def pairs_of(mask: Bool[Tensor, "i j k"], taps: Taps) -> Bool[Tensor, "d i j k"]:
+    """For each direction the voxels of a mask whose step's every corner lies in the mask too."""
+    inside = mask.to(torch.float32)
+    return torch.stack([mask & (shifted(inside, steps) > 1 - 1e-4) for steps in taps])
+
+
+def discontinuity(
+    amplitudes: Float[Tensor, "d i j k"], taps: Taps, pairs: Bool[Tensor, "d i j k"]
+) -> Float[Tensor, ""]:
+    """``Σ (f_d(x + step_d) − f_d(x))² / n`` over n directions and their pairs; differentiable in the amplitudes."""
+    return _Discontinuity.apply(amplitudes, taps, pairs) / len(taps)
 
 
 def shifted(image: Float[Tensor, "i j k"], taps: list[tuple[tuple[int, int, int], float]]) -> Float[Tensor, "i j k"]:
@@ -55,11 +63,9 @@ def shifted(image: Float[Tensor, "i j k"], taps: list[tuple[tuple[int, int, int]
 
 class _Discontinuity(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, amplitudes: Tensor, taps: Taps, mask: Tensor) -> Tensor:  # type: ignore[override]
-        inside = mask.to(amplitudes)
+    def forward(ctx: Any, amplitudes: Tensor, taps: Taps, pairs: Tensor) -> Tensor:  # type: ignore[override]
         grad, total = torch.empty_like(amplitudes), amplitudes.new_zeros((), dtype=torch.float64)
-        for k, (image, steps) in enumerate(zip(amplitudes, taps, strict=True)):
-            is_pair = mask & (shifted(inside, steps) > 1 - 1e-4)
+        for k, (image, steps, is_pair) in enumerate(zip(amplitudes, taps, pairs, strict=True)):
             difference = torch.where(is_pair, shifted(image, steps) - image, 0.0)
             total += difference.double().square().sum()
             # The transpose of a shift is the shift the other way.

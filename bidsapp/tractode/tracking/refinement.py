@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tractode.contracts import OrientationModel
@@ -151,8 +151,10 @@ class _Problem:
     streamlines: FieldCost | None
     scale: float
     noise: float
-    basis: Float[Tensor, "k l"]
+    basis: Float[Tensor, "d l"]
     taps: fibre_continuity.Taps
+    inside: Int[Tensor, " v"]  # of the box around the mask, ravelled
+    pairs: Bool[Tensor, "d a b c"]
 
     @classmethod
     def of(
@@ -167,10 +169,10 @@ class _Problem:
             float(target[:, gtab.is_b0.to(target.device)].mean()) if bool(gtab.is_b0.any()) else float(target.mean())
         )
         noise = max(noise_level(target, gtab) / scale, 1e-3)
-        basis = sh.basis(axes, settings.order).to(params)
-        return cls(
-            model, target, gtab, grid, mask, settings, streamlines, scale, noise, basis, fibre_continuity.taps_of(steps)
-        )
+        basis, taps = sh.basis(axes, settings.order).to(params), fibre_continuity.taps_of(steps)
+        box = mask[tuple(slice(int(at.min()), int(at.max()) + 1) for at in mask.nonzero().unbind(1))]
+        inside, pairs = box.flatten().nonzero().ravel(), fibre_continuity.pairs_of(box, taps)
+        return cls(model, target, gtab, grid, mask, settings, streamlines, scale, noise, basis, taps, inside, pairs)
 
     def terms(self, params: Float[Tensor, "v p"]) -> dict[str, Float[Tensor, ""]]:
         """The parts of the cost."""
@@ -178,17 +180,17 @@ class _Problem:
         amplitudes = harmonics @ self.basis.mT
         weighted = ~self.gtab.is_b0.to(params.device)
         difference = ((self.model.predict(params, self.gtab) - self.target) / self.scale)[:, weighted]
-        inside = self.mask.flatten().nonzero().ravel()
-        dense = amplitudes.new_zeros(amplitudes.shape[1], self.grid.n_voxels).index_copy(1, inside, amplitudes.mT)
-        dense = dense.reshape(-1, *self.grid.shape)
-        change = fibre_continuity.discontinuity(dense, self.taps, self.mask)
+        dense = torch.zeros_like(self.pairs, dtype=amplitudes.dtype).flatten(1)
+        dense = dense.index_copy(1, self.inside, amplitudes.mT).reshape(self.pairs.shape)
+        change = fibre_continuity.discontinuity(dense, self.taps, self.pairs)
         found = {
             "signal": difference.square().sum() / self.noise**2,
             "continuity": self.settings.continuity * change,
             "negative": self.settings.negative * amplitudes.clamp(max=0).square().mean(-1).sum() / self.noise**2,
         }
         if self.streamlines is not None:
-            coeffs = harmonics.new_zeros(harmonics.shape[1], self.grid.n_voxels).index_copy(1, inside, harmonics.mT)
+            at = self.mask.flatten().nonzero().ravel()
+            coeffs = harmonics.new_zeros(harmonics.shape[1], self.grid.n_voxels).index_copy(1, at, harmonics.mT)
             field = ShField(self.grid, coeffs.reshape(-1, *self.grid.shape), self.settings.order)
             found["streamlines"] = self.streamlines(field)
         return found
