@@ -69,3 +69,10 @@ def test_files(tmp_path: Path) -> None:
         "CITATION.html",
         "CITATION.md",
     ]
+
+
+def test_a_further_step_says_what_it_did_and_cites_its_work_once() -> None:
+    said = ("Orientation distributions were refined", "reisert2011")
+    text = citations.boilerplate({"sentences": [said, list(said)]})
+    assert text.count("were refined (Reisert et al., 2011).") == 1
+    assert "10.1109/TMI.2011.2112769" in text.split("## References")[1]

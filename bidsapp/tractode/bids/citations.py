@@ -31,7 +31,8 @@ def boilerplate(facts: Mapping[str, Any]) -> str:
     ----------
     facts
         ``models``: a list of ``{"label", …settings of the fit}``; ``trackers``: ``{"method", "n_streamlines", …settings}``;
-        ``templates``: names; ``keys``: further works to cite. All may be absent.
+        ``sentences``: pairs of what a further step did, without its full stop, and the work it rests on; ``templates``:
+        names; ``keys``: further works to cite. All may be absent.
     """
     models, trackers = _distinct(facts.get("models", ())), _distinct(facts.get("trackers", ()))
     templates = list(dict.fromkeys(facts.get("templates", ())))
@@ -44,6 +45,7 @@ def boilerplate(facts: Mapping[str, Any]) -> str:
     ]
     paragraphs += [_model_text(model) for model in models]
     paragraphs += [_tracker_text(tracker) for tracker in trackers]
+    paragraphs += [f"{text} {_cite(key)}." for text, key in dict.fromkeys(map(tuple, facts.get("sentences", ())))]
     if templates:
         paragraphs.append(_registration_text(templates))
     keys = citation_keys(facts)
@@ -54,7 +56,8 @@ def boilerplate(facts: Mapping[str, Any]) -> str:
 def citation_keys(facts: Mapping[str, Any]) -> list[str]:
     """Keys of all works that `boilerplate` cites for these facts, sorted."""
     known = load("references")
-    keys = {key.lower() for key in facts.get("keys", ())} | set(known["always"]) | set(known["gradient_check"])
+    keys = {key.lower() for key in facts.get("keys", ())} | {key for _, key in facts.get("sentences", ())}
+    keys |= set(known["always"]) | set(known["gradient_check"])
     for template in facts.get("templates", ()):
         keys |= set(known["template_keys"].get(template, known["template_default"])) | set(known["registration"])
     for key in list(keys):

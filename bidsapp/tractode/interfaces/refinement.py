@@ -96,6 +96,8 @@ class RefineOrientations(Step):
             datatype="dwi", model=model.label, param=spec.param, desc="refined", suffix="dwimap",
         )  # fmt: skip
         writer.facts.update(
+            sentence="Orientation distributions were refined before tracking, by the fit to the signal under a prior of fibre "
+            "continuity",
             citation="reisert2011",
             noise=round(found.noise, 5),
             cost={"before": found.before, "after": found.after},

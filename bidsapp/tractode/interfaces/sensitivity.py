@@ -148,5 +148,7 @@ class MapSensitivity(Step):
             n_lines=found.n_lines,
             n_seeds=self.inputs.n_seeds,
             voxels=len(found.voxels),
+            sentence="What the connection of two regions rests on was mapped as its derivative with respect to the signal, "
+            "through tracking with soft termination and the fit of the orientation model, after the saliency maps of",
             citation="simonyan2014",
         )

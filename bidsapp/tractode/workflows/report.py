@@ -55,7 +55,7 @@ def write_report(output_dir: Path, participant: str) -> Path:
 
 def methods(records: Iterable[StepRecord]) -> dict[str, Any]:
     """What the methods text needs to know: which models, trackers, registrations and references were used."""
-    facts: dict[str, Any] = {"models": [], "trackers": [], "templates": [], "keys": []}
+    facts: dict[str, Any] = {"models": [], "trackers": [], "sentences": [], "templates": [], "keys": []}
     for record in records:
         known = record.facts
         if "fit" in known:
@@ -64,6 +64,8 @@ def methods(records: Iterable[StepRecord]) -> dict[str, Any]:
         if "tracker" in known:
             facts["trackers"].append({"method": known["method"], "n_streamlines": known["n_asked"], **known["tracker"]})
             facts["keys"].append(known["citation"])
+        if "sentence" in known:
+            facts["sentences"].append((known["sentence"], known["citation"]))
         if "template" in known and "folding" in known:
             facts["templates"].append(known["template"])
         if known.get("dof") == "affine":  # no anatomy: the scan itself went to the template
