@@ -90,7 +90,9 @@ class CarryRegions(Step):
         mask, _ = read_image(Path(self.inputs.prepared["mask"]), self._space)
         figures = []
         run = self.inputs.run.name
-        writer.facts.update(tissues=self.inputs.tissues, regions={})
+        cites = [] if self.inputs.tissues == "none" else ["Smith2012"]
+        cites += ["Fischl2002"] if self.inputs.tissues == "labels" else []
+        writer.facts.update(tissues=self.inputs.tissues, regions={}, cites=cites)
         if self.inputs.tissues != "none":
             tissues = self._tissues(writer, background.grid)
             figures.append(
