@@ -98,6 +98,11 @@ def advance(
     return jacobian + step * (total - direction[:, None] * along) / length
 
 
+def _carried(matrices: Float[Tensor, "3 3 m"], vectors: Float[Tensor, "3 k m"]) -> Float[Tensor, "3 k m"]:
+    """Products column by column, each summed in one order."""
+    return matrices[:, 0, None] * vectors[0] + matrices[:, 1, None] * vectors[1] + matrices[:, 2, None] * vectors[2]
+
+
 def direction_jacobian(
     table: ComponentTable, position: Float[Tensor, "3 m"], direction: Float[Tensor, "3 m"]
 ) -> Float[Tensor, "3 3 m"]:
