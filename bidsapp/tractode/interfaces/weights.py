@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,12 @@ from tractode.tracking.streamline_weights import (
 )
 
 UNITS = {"fod": "factor", "signal": "mm^2"}
+_SENTENCES = {
+    "fod": "Streamlines were weighted so that their density explains the integrals of the lobes of the orientation "
+    "distributions, all weights being moved together along the gradient",
+    "signal": "Streamlines were weighted, none below zero, so that the response along them and an isotropic part of each "
+    "voxel explain the diffusion signal",
+}
 _MAPS = {
     "residual": {
         "fod": ("Explained minus measured fibre density, summed over the fixels of a voxel", "arbitrary"),
@@ -145,12 +152,12 @@ class WeightStreamlines(Step):
             description, units = _MAPS[param][model]
             content = sidecar.qc_sidecar(description, self.needs(), None, Units=units)
             write_with_sidecar(writer, param, image, content, run.entities, suffix="dwimap", param=param, **name)
-        writer.facts.update(weights=facts, cites=[CITATIONS[model]])
+        writer.facts.update(weights=facts, sentence=_SENTENCES[model], citation=CITATIONS[model])
 
     def _facts(self, fit: WeightFit) -> dict[str, Any]:
         regularisation = Regularisation()
         rounded = {
-            when: {name: float(f"{value:.6g}") for name, value in numbers.items()}
+            when: {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in numbers.items()}
             for when, numbers in fit.statistics().items()
         }
         return {

@@ -92,7 +92,7 @@ def _histogram(axes: Axes, fit: WeightFit) -> None:
     if len(positive):
         low, high = (float(x) for x in np.quantile(positive, (0.002, 0.998)))
         bins = np.geomspace(max(low, high * 1e-4, 1e-12), max(high, low * 1.01, 1e-11), 61)
-        axes.hist(np.clip(positive, bins[0], bins[-1]), bins=bins, color="#2563eb")
+        axes.hist(np.clip(positive, bins[0], bins[-1]), bins=bins.tolist(), color="#2563eb")
         axes.set_xscale("log")
     axes.set_title("weights above 0", fontsize=14)
     axes.set_xlabel(_WORDS[fit.model][2], fontsize=13)

@@ -17,20 +17,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tractode.fields import DWI, Image, ImageGrid, Streamlines
 from tractode.ops import sphere
 from tractode.ops import spherical_harmonics as sh
 from tractode.tracking.kernels.ragged import atoms_dot, atoms_times
+from tractode.tracking.kernels.segments import nearest_axis
 from tractode.tracking.segments import Stays, stays_in_chunks, voxel_ranges
 from tractode.tracking.weight_fit import Progress, Regularisation, WeightFit, check_lines, voxel_map
 
 Vector = Float[np.ndarray, " n"]
 
-N_ATOMS = 1000
-"""Directions of the dictionary: a stay is at most 2.6° from one of them, 1.4° in the mean."""
+N_ATOMS = 2000
+"""Directions of the dictionary, a spiral: a stay is at most 2° from one of them, 1° in the mean (a test)."""
+
+_REACH = 0.05  # radians: more than those 2°
 
 _VOXELS = 2048  # voxels a thread works on at a time
 _POWER_STEPS = 30
@@ -139,11 +142,11 @@ def atoms_of(response: Float[Tensor, " r"], bvecs: Float[Tensor, "m 3"]) -> Floa
     return (sh.zonal(order, cosines.clamp(-1, 1)) @ response.cpu().double()).float().numpy()
 
 
-def _nearest(stays: Stays, kept: Int[np.ndarray, " e"], axes: Float[np.ndarray, "a 3"]) -> Int[np.ndarray, " k"]:
-    """Index of the axis nearest to each kept stay's direction, in tiles that bound memory."""
-    directions = stays.direction[kept]
-    found = [np.abs(tile @ axes.T).argmax(1) for tile in np.array_split(directions, max(1, len(directions) // 16384))]
-    return np.concatenate(found).astype(np.int16)
+def _nearest(stays: Stays, kept: Bool[np.ndarray, " e"], axes: Float[np.ndarray, "a 3"]) -> Int[np.ndarray, " k"]:
+    """Index of the axis nearest to each kept stay's direction."""
+    found = np.empty(int(kept.sum()), np.int16)
+    nearest_axis(stays.direction[kept], axes, _REACH, found)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,9 +209,10 @@ def fit_signal(
     weights, history, converged = _solve(objective, norms, target.solver, on_progress)
     equal = np.where(norms > 0, best_scale(objective), 0.0)
     before, after = (np.add(*objective.parts(w)) for w in (equal, weights))
+    data, first, last = (torch.from_numpy(values.ravel()) for values in (signal, before, after))
     return WeightFit(
         torch.from_numpy(weights), float(equal.max(initial=0)), "signal", tuple(history), len(history) - 1, converged,
-        *(torch.from_numpy(values.ravel()) for values in (signal, before, after)), _maps(model, target.grid, signal, after),
+        data, first, last, _maps(model, target.grid, signal, after),
     )  # fmt: skip
 
 

@@ -176,14 +176,23 @@ def fit_density(
     on_progress: Progress | None = None,
 ) -> WeightFit:
     """Weights ``e^c`` of every line; a line that lies in no fixel has weight 0."""
-    model = DensityModel.of(lines, target.segmented())
+    return solve(DensityModel.of(lines, target.segmented()), regularisation, target.solver, on_progress)
+
+
+def solve(
+    model: DensityModel,
+    regularisation: Regularisation,
+    settings: LbfgsSettings | None = None,
+    on_progress: Progress | None = None,
+) -> WeightFit:
+    """`fit_density` once the lengths are known. μ is that of equal weights and is held, as in SIFT2."""
     check_lines(len(model.lengths))
     equal = (model.lengths > 0).astype(np.float64)
     mu = model.proportionality(equal)
     density = mu * model.density(equal)
     fitted = (density >= LEAST_SHARE * model.target) & (density > 0)
     objective = DensityObjective(model, mu, fitted, regularisation)
-    found = minimise(objective, np.zeros(len(equal)), objective.curvature(), target.solver, on_progress)
+    found = minimise(objective, np.zeros(len(equal)), objective.curvature(), settings, on_progress)
     weights = np.exp(found.point) * equal
     before, after = (torch.from_numpy(mu * model.density(w)) for w in (equal, weights))
     return WeightFit(

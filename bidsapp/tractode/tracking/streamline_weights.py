@@ -32,8 +32,8 @@ def fit_weights(
     Explaining fibre density, weights are ``e^c`` (dimensionless, about 1) and never quite 0, except of lines that follow
     no fixel; explaining the signal they are cross-sections in mm² of fibres as dense as the response's, and many are 0.
     The result depends neither on the number of threads nor on chance. Where a point crosses the wall of a voxel, and where
-    the nearest fixel changes, the objective jumps: it has no derivative in the points (see `tractode.tracking.soft_density`
-    for one that has).
+    the nearest fixel changes, the objective jumps:
+    it has no derivative in the points.
 
     Raises
     ------

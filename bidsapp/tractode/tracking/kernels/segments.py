@@ -18,13 +18,16 @@ def to_wall(position, move):
 
 
 @inner
-def store(stay, entry, voxel, length, direction):
-    """Write one stay (length, chord) under its entry."""
-    norm = sqrt(stay[1] * stay[1] + stay[2] * stay[2] + stay[3] * stay[3])
-    voxel[entry] = int(stay[4])
-    length[entry] = stay[0]
-    for c in range(3):
-        direction[entry, c] = stay[1 + c] / norm if norm > 0 else 0.0
+def ended(stay, entry, voxel, length, direction, fills):
+    """Write a finished stay (length, chord, voxel) unless it lies outside the grid; the next entry's number."""
+    if stay[4] < 0:
+        return entry
+    if fills:
+        norm = sqrt(stay[1] * stay[1] + stay[2] * stay[2] + stay[3] * stay[3])
+        voxel[entry], length[entry] = int(stay[4]), stay[0]
+        for c in range(3):
+            direction[entry, c] = stay[1 + c] / norm if norm > 0 else 0.0
+    return entry + 1
 
 
 @inner
@@ -34,6 +37,29 @@ def voxel_at(start, move, share, shape):
     if 0 <= i < shape[0] and 0 <= j < shape[1] and 0 <= k < shape[2]:
         return (int(i) * shape[1] + int(j)) * shape[2] + int(k)
     return -1
+
+
+@inner
+def cut_segment(start, move, world, wall, shape, stay, entry, voxel, length, direction, fills):
+    """Lengthen the stay by the pieces of one segment, and end it wherever the voxel changes; the next entry's number."""
+    size = sqrt(world[0] * world[0] + world[1] * world[1] + world[2] * world[2])
+    t = 0.0
+    while t < 1.0:
+        end = min(wall[0], wall[1], wall[2], 1.0)
+        if end > t:
+            # The voxel of the piece's middle: a wall belongs to neither side, so rounding cannot misplace it.
+            here = voxel_at(start, move, 0.5 * (t + end), shape)
+            if here != stay[4]:
+                entry = ended(stay, entry, voxel, length, direction, fills)
+                stay[:4], stay[4] = 0, here
+            stay[0] += (end - t) * size
+            for c in range(3):
+                stay[1 + c] += (end - t) * world[c]
+            t = end
+        for c in range(3):
+            if wall[c] <= end:
+                wall[c] += 1 / abs(move[c])
+    return entry
 
 
 @kernel
@@ -52,37 +78,15 @@ def cut_at_walls(points, offsets, inverse, shape, starts, voxel, length, directi
         for p in range(offsets[line], offsets[line + 1] - 1):
             for c in range(3):
                 world[c] = float(points[p + 1, c]) - float(points[p, c])
-            size = sqrt(world[0] * world[0] + world[1] * world[1] + world[2] * world[2])
-            if size == 0.0:
+            if world[0] == 0 and world[1] == 0 and world[2] == 0:
                 continue
             for c in range(3):
                 row = inverse[c]
                 start[c] = row[0] * points[p, 0] + row[1] * points[p, 1] + row[2] * points[p, 2] + row[3] + 0.5
                 move[c] = row[0] * world[0] + row[1] * world[1] + row[2] * world[2]
                 wall[c] = to_wall(start[c], move[c])
-            t = 0.0
-            while t < 1.0:
-                end = min(wall[0], wall[1], wall[2], 1.0)
-                if end > t:
-                    # The voxel of the piece's middle: a wall belongs to neither side, so rounding cannot misplace it.
-                    here = voxel_at(start, move, 0.5 * (t + end), shape)
-                    if here != stay[4]:
-                        if stay[4] >= 0:
-                            if fills:
-                                store(stay, entry, voxel, length, direction)
-                            entry += 1
-                        stay[:4], stay[4] = 0, here
-                    stay[0] += (end - t) * size
-                    for c in range(3):
-                        stay[1 + c] += (end - t) * world[c]
-                    t = end
-                for c in range(3):
-                    if wall[c] <= end:
-                        wall[c] += 1 / abs(move[c])
-        if stay[4] >= 0:
-            if fills:
-                store(stay, entry, voxel, length, direction)
-            entry += 1
+            entry = cut_segment(start, move, world, wall, shape, stay, entry, voxel, length, direction, fills)
+        entry = ended(stay, entry, voxel, length, direction, fills)
         if not fills:
             starts[line] = entry
 
@@ -101,4 +105,23 @@ def nearest_fixel(voxel, direction, first, count, axes, least_cosine, found):
             )
             if cosine > best:
                 best, which = cosine, fixel
+        found[entry] = which
+
+
+@kernel
+def nearest_axis(direction, axes, reach, found):
+    """The index of the axis nearest to each direction, among axes on a spiral with ``z = 1 − (i + ½) / n``.
+
+    Only those within ``reach`` in z are looked at: at least the largest distance of any direction from its axis, radians.
+    """
+    n = len(axes)
+    for entry in range(len(direction)):
+        x, y, z = direction[entry, 0], direction[entry, 1], direction[entry, 2]
+        first = max(0, int(n * (1 - abs(z) - reach)) - 1)
+        last = min(n, int(n * (1 - abs(z) + reach)) + 2)
+        best, which = -1.0, first
+        for axis in range(first, last):
+            cosine = abs(axes[axis, 0] * x + axes[axis, 1] * y + axes[axis, 2] * z)
+            if cosine > best:
+                best, which = cosine, axis
         found[entry] = which
