@@ -88,7 +88,7 @@ def test_maps_lie_along_the_bundle_and_have_their_units(scene: Scene) -> None:
     found = scene.found
     strength = found.strength()
     bundle = smooth.dilate(scene.truth.bundles["CrossA"].mask, (1, 1, 1))
-    assert float(strength[bundle].sum()) > 0.95 * float(strength.sum())
+    assert float(strength[bundle].sum()) > 0.9 * float(strength.sum())
     assert float(strength[~scene.mask].abs().max()) == 0
     # Scaling all signals of all voxels by 1 + ε changes amplitudes alike; the map's sum is that derivative.
     step = 1e-5
