@@ -6,7 +6,7 @@ The law tests in ``tests/contracts`` run over every registered class of each fam
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -107,6 +107,14 @@ class Tracker(ABC):
         generator: torch.Generator | None = None,
     ) -> Iterator[Streamlines]:
         """Streamlines from seeds (RAS+ mm) inside a mask; a generative tracker may only count the seeds."""
+
+    def prepared(self, orientations: Orientations, mask: Image) -> Callable[..., Iterator[Streamlines]]:
+        """`track` for many sets of seeds (then generator and options) in one field, whose preparation may be shared."""
+
+        def follow(seeds: Tensor, generator: torch.Generator | None = None, **options: Any) -> Iterator[Streamlines]:
+            return self.track(orientations, seeds, mask, generator, **options)
+
+        return follow
 
 
 class Rule(ABC):

@@ -138,7 +138,7 @@ class StreamlineTracker(Tracker):
 
     @abstractmethod
     def engine(self, task: Task) -> Engine:
-        """The loop for one field and mask; called once per `track`."""
+        """The loop for one field and mask."""
 
     def track(
         self,
@@ -155,6 +155,9 @@ class StreamlineTracker(Tracker):
         with 0; everything random follows from one draw of directions and one of a key, so neither the batch size nor
         the device changes what is drawn.
         """
+        return self.prepared(orientations, mask)(seeds, generator, directions)
+
+    def prepared(self, orientations: Orientations, mask: Image) -> Prepared:
         if not isinstance(orientations, self.accepts):
             wanted = " or ".join(kind.__name__ for kind in self.accepts)
             raise ShapeError(f"{type(self).__name__} follows {wanted}; got a {type(orientations).__name__}.")
@@ -163,32 +166,57 @@ class StreamlineTracker(Tracker):
                 f"The mask is in {mask.grid.space!r} and the orientations in {orientations.grid.space!r}; "
                 "resample the mask onto the orientations' space first."
             )
-        values = values_of(orientations)
+        return Prepared(self, orientations, mask)
+
+
+class Prepared:
+    """`StreamlineTracker.track` in one field and mask: the engine is built at the first call, the key drawn with it.
+
+    Seeds are numbered through all calls, so that no two lines share random numbers; ``per_streamline["seed"]`` counts
+    within a call. With a gradient wanted, every call builds its own engine.
+    """
+
+    def __init__(self, tracker: StreamlineTracker, orientations: Orientations, mask: Image) -> None:
+        self._tracker, self._field, self._mask = tracker, orientations, mask
+        self._engine: Engine | None = None
+        self._n_seeds = 0
+
+    def __call__(
+        self,
+        seeds: Float[Tensor, "s 3"],
+        generator: torch.Generator | None = None,
+        directions: Float[Tensor, "s 3"] | None = None,
+    ) -> Iterator[Streamlines]:
+        """See `StreamlineTracker.track`."""
+        tracker, values = self._tracker, values_of(self._field)
         seeds = seeds.to(values)
         source = torch.Generator().manual_seed(0) if generator is None else generator
         if directions is None:
             directions = random_directions(len(seeds), source)
-        key = int(torch.randint(2**62, (1,), generator=source))
-        step, least, greatest = self.lengths(orientations.grid)
-        learned = self.step_mm if isinstance(self.step_mm, Tensor) and self.step_mm.requires_grad else None
-        task = Task(
-            orientations, mask, step, self.largest_turn(step), PointLimits.of(least, greatest, step), key, learned
-        )
+        learned = tracker.step_mm if isinstance(tracker.step_mm, Tensor) and tracker.step_mm.requires_grad else None
         wants_gradient = values.requires_grad or seeds.requires_grad or learned is not None
-        return self._batches(self.engine(task), seeds, directions.to(seeds), orientations, wants_gradient)
+        if self._engine is None or wants_gradient:
+            step, least, greatest = tracker.lengths(self._field.grid)
+            limits, key = PointLimits.of(least, greatest, step), int(torch.randint(2**62, (1,), generator=source))
+            turn = tracker.largest_turn(step)
+            self._engine = tracker.engine(Task(self._field, self._mask, step, turn, limits, key, learned))
+        first = self._n_seeds
+        self._n_seeds += len(seeds)
+        return self._batches(self._engine, seeds, directions.to(seeds), first, wants_gradient)
 
     def _batches(
-        self, engine: Engine, seeds: Tensor, directions: Tensor, field: Orientations, wants_gradient: bool
+        self, engine: Engine, seeds: Tensor, directions: Tensor, first: int, wants_gradient: bool
     ) -> Iterator[Streamlines]:
-        for start in range(0, len(seeds), self.batch_size):
-            part = slice(start, start + self.batch_size)
+        tracker = self._tracker
+        for start in range(0, len(seeds), tracker.batch_size):
+            part = slice(start, start + tracker.batch_size)
             with torch.no_grad():
-                paths = engine.follow(seeds[part].detach(), directions[part], start)
+                paths = engine.follow(seeds[part].detach(), directions[part], first + start)
             points = paths.points
-            if self.is_differentiable and torch.is_grad_enabled() and wants_gradient:
+            if tracker.is_differentiable and torch.is_grad_enabled() and wants_gradient:
                 points = engine.points(paths, seeds[part])
             data = {"seed": paths.seed + start, "seed_point": paths.first_steps}
-            yield Streamlines(points, paths.offsets, field.grid.space, engine.per_point(paths), data)
+            yield Streamlines(points, paths.offsets, self._field.grid.space, engine.per_point(paths), data)
 
 
 def values_of(orientations: Orientations) -> Tensor:

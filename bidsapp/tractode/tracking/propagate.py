@@ -50,12 +50,13 @@ def track_until(
     budget = _budget(source, n_streamlines, max_seeds, n_seeds)
     for rule in rules:
         mask = rule.tracking_mask(mask)
+    follow = tracker.prepared(field, mask)
     drawn = found = 0
     while drawn < budget and (n_streamlines is None or found < n_streamlines):
         n = min(source.draw_size(n_streamlines, drawn), budget - drawn)
         seeds = source.draw(n, generator, drawn)
         options: dict[str, Any] = {} if seeds.directions is None else {"directions": seeds.directions}
-        for batch in tracker.track(field, seeds.points, mask, generator, **options):
+        for batch in follow(seeds.points, generator, **options):
             kept = apply_all(rules, batch)
             if n_streamlines is not None and len(kept) > n_streamlines - found:
                 kept = kept.select(torch.arange(n_streamlines - found, device=kept.points.device))

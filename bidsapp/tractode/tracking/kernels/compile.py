@@ -1,7 +1,8 @@
 """How the loops of this package are compiled: numba, without the interpreter's lock, kept on disk where that can be.
 
-Kept code is found again by a digest of all files of this package, because numba itself looks only at the file of the
-function that is called and would miss a change in one that it calls. So: whatever a kernel calls stands in this package.
+Kept code is found again by a digest of the file of a kernel and of those that it imports, because numba
+itself looks only at the file of the function that is called and would miss a change in one that it calls. So: whatever
+a kernel calls stands in this package, and is imported by its full name.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import re
 from collections.abc import Callable
 from functools import cache
 from importlib import resources
@@ -28,7 +30,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     config: Any = numba_config  # numba sets its names as it reads the environment
     before = config.CACHE_DIR
-    config.CACHE_DIR = _folder(before)
+    config.CACHE_DIR = _folder(before, function.__module__)
     try:
         return numba.njit(nogil=True, fastmath=RULES, error_model="numpy", cache=True)(inspect.unwrap(function))
     except RuntimeError:  # numba found no folder that it may write to
@@ -43,16 +45,25 @@ def inner(function: Callable[..., Any]) -> Callable[..., Any]:
     return numba.njit(nogil=True, fastmath=RULES, error_model="numpy")(inspect.unwrap(function))
 
 
-def _folder(given: str) -> str:
+def _folder(given: str, module: str) -> str:
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(given or os.path.join(home, "tractode", "kernels"), _digest())
+    return os.path.join(given or os.path.join(home, "tractode", "kernels"), _digest(module))
 
 
 @cache
-def _digest() -> str:
-    """Of the sources of this package, whatever their dates."""
+def _digest(module: str) -> str:
+    """Of the sources that a kernel's module is made of, whatever their dates: those it imports, followed within here."""
+    sources: dict[str, bytes] = {}
+    waiting = [module, __name__]
+    while waiting:
+        name = waiting.pop()
+        file = resources.files("tractode").joinpath(*name.split(".")[1:-1], f"{name.rpartition('.')[2]}.py")
+        if name not in sources and name.startswith("tractode.") and file.is_file():
+            sources[name] = file.read_bytes()
+            if name.startswith(f"{__package__}."):
+                found = re.findall(rb"^from (tractode\.[\w.]+) import", sources[name], re.MULTILINE)
+                waiting += [other.decode() for other in found]
     digest = hashlib.sha256()
-    for file in sorted(resources.files(__package__).iterdir(), key=lambda item: item.name):
-        if file.name.endswith(".py"):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for name, source in sorted(sources.items()):
+        digest.update(name.encode() + b"\0" + source)
     return digest.hexdigest()[:16]
