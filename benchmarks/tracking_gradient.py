@@ -341,7 +341,7 @@ def unrolled(n: int, steps: int) -> Record:
         "ours": {"forward_s": one, "backward_s": two, "points": len(mine), "mb_per_1000x1000": 24.0},
         "ratio_cpu": round((their_one["cpu"] + their_two["cpu"]) / (one["cpu"] + two["cpu"]), 1),
         "largest_difference_mm": float(
-            (points.detach().transpose(1, 2).transpose(0, 1).reshape(-1, 3) - mine.detach()).abs().max()
+            (points.detach().flip(0).permute(2, 0, 1).reshape(-1, 3) - mine.detach()).abs().max()
         )
         if len(mine) == n * (steps + 1)
         else None,

@@ -34,7 +34,8 @@ def scan(grid: ImageGrid) -> tuple[Tensor, GradientTable, CSD]:
 
 
 def ends(lines: Streamlines) -> Tensor:
-    return lines.points[lines.offsets[1:] - 1]
+    """Where the lines ended: points run from the end of the first half back to the seed."""
+    return lines.points[lines.offsets[:-1]]
 
 
 def main(picture: str | None = None) -> dict[str, float]:
