@@ -16,6 +16,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from measure import meta
 from scipy.stats import spearmanr
@@ -85,9 +86,10 @@ def differences(
     scene: Scene, probe: Probe, found: Any, generator: torch.Generator, n: int
 ) -> list[tuple[float, float]]:
     """Predicted and actual change for voxels drawn among the 300 that matter most."""
-    top = found.strength().flatten().argsort(descending=True)[:300]
+    strength = found.strength().flatten()
+    top = strength.argsort(descending=True)[: min(300, int((strength > 0).sum()))]
     pairs = []
-    for voxel in top[torch.randperm(300, generator=generator)[:n]].tolist():
+    for voxel in top[torch.randperm(len(top), generator=generator)[:n]].tolist():
         noise = torch.randn(len(scene.gtab), generator=generator, dtype=torch.float64)
         move = torch.zeros_like(scene.signal).flatten(1)
         move[:, voxel] = 1e-4 * scene.signal.flatten(1)[:, voxel] * noise
@@ -128,7 +130,7 @@ def measure(seeds: int, voxels: int, balls: int) -> dict[str, Any]:
             with torch.no_grad():
                 pairs += differences(scene, probe, found, generator, voxels)
                 for share in SHARES:
-                    rows = torch.tensor(lesions(scene, probe, found, name, generator, balls, share))
+                    rows = np.array(lesions(scene, probe, found, name, generator, balls, share))
                     soft, hard = (float(spearmanr(rows[:, 0], rows[:, k]).statistic) for k in (1, 2))
                     ranks[str(share)].append((soft, hard))
     predicted, actual = torch.tensor(pairs, dtype=torch.float64).unbind(1)
