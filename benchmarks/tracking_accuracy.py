@@ -55,13 +55,20 @@ def main() -> int:
         for scene in _scenes(arguments, Path(folder)):
             say(f"{scene.name}: made after {time.monotonic() - started:.0f} s")
             scenes[scene.name] = scored(scene, arguments.lines, arguments.runs)
-    comparisons = [entry for name, trackers in scenes.items() for entry in compared(name, trackers)]
     command = " ".join(["python benchmarks/tracking_accuracy.py", *sys.argv[1:]])
-    result = {
-        "meta": {
-            **meta("TRACTODE_TEST_DATA=$TRACTODE_TEST_DATA " + command),
-            "seconds": round(time.monotonic() - started),
-        },
+    result = assembled(scenes, command, time.monotonic() - started)
+    text = json.dumps(result, indent=2)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n")
+    return 0
+
+
+def assembled(scenes: Record, command: str, seconds: float) -> Record:
+    """The whole result: scores, comparisons with the peers, and where ours lose."""
+    comparisons = [entry for name, trackers in scenes.items() for entry in compared(name, trackers)]
+    return {
+        "meta": {**meta("TRACTODE_TEST_DATA=$TRACTODE_TEST_DATA " + command), "seconds": round(seconds)},
         "scenes": {
             name: {"n": sum(t["n"] for t in found.values()), "trackers": {k: _plain(t) for k, t in found.items()}}
             for name, found in scenes.items()
@@ -74,11 +81,6 @@ def main() -> int:
             if c[key]["difference"] < -2 * c[key]["standard_error"]
         ],
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
-    return 0
 
 
 def _scenes(arguments: argparse.Namespace, folder: Path) -> Iterator[Scene]:
@@ -96,15 +98,21 @@ def scored(scene: Scene, n: int, n_runs: int) -> Record:
     found: Record = {}
     for name, run in runs().items():
         started = time.monotonic()
-        records = []
-        for seed in range(1, n_runs + 1):
-            lines = run(scene, n, seed)
-            records.append(tractometry(lines, scene.bundles, scene.criteria).record())
-            if scene.network is not None:
-                records[-1]["connectivity_r"] = connectivity(lines, scene.network, scene)
-        found[name] = _mean(records)
+        try:
+            found[name] = _mean([_record(run(scene, n, seed), scene) for seed in range(1, n_runs + 1)])
+        except Exception as error:  # one tracker that fails must not cost the results of the others
+            found[name] = {"n": 0, "error": f"{type(error).__name__}: {error}"}
+            say(f"  {name}: {error!r}")
+            continue
         say(f"  {name}: VC {found[name]['VC']}, F1 {found[name]['F1']} ({time.monotonic() - started:.1f} s)")
     return found
+
+
+def _record(lines: Streamlines, scene: Scene) -> Record:
+    record = tractometry(lines, scene.bundles, scene.criteria).record()
+    if scene.network is not None:
+        record["connectivity_r"] = connectivity(lines, scene.network, scene)
+    return record
 
 
 def _mean(records: list[Record]) -> Record:
@@ -143,6 +151,8 @@ def compared(scene: str, trackers: Record) -> Iterator[Record]:
         if f"tractode {name}" not in trackers or peer not in trackers:
             continue
         one, two = trackers[f"tractode {name}"], trackers[peer]
+        if not one["n"] or not two["n"]:
+            continue
         differences = [one["bundles"][bundle] - two["bundles"][bundle] for bundle in one["bundles"]]
         error = math.sqrt(sum(t["VC"] * (1 - t["VC"]) / max(t["n"], 1) for t in (one, two)))
         spread = statistics.stdev(differences) / math.sqrt(len(differences))
