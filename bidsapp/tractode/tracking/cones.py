@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -32,6 +33,12 @@ class Probes:
 
     turns: Float[Tensor, "k 3"]
     ratio: float
+
+
+def sharpest(order: int) -> Callable[[float], float]:
+    """The sharpest distribution of an order, harmonics of a point on the sphere, as a function of the cosine to it."""
+    weights = [float(2 * degree + 1) for degree in range(0, order + 1, 2)]
+    return np.polynomial.legendre.Legendre([w for even in weights for w in (even, 0.0)])
 
 
 def calibrated(value: Callable[[float], float], largest: float) -> Probes:

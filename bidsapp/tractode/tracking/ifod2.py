@@ -38,6 +38,7 @@ from tractode.tracking.cones import (
     calibrated,
     first_directions,
     grid_axes,
+    sharpest,
     side_axes,
     turn_in_cone,
 )
@@ -67,7 +68,7 @@ class IFOD2(StreamlineTracker):
     """
 
     label: ClassVar[str] = "ifod2"
-    citation: ClassVar[str] = "tournier2010"
+    citation: ClassVar[str] = "tournier2019"
     is_differentiable: ClassVar[bool] = False
     accepts: ClassVar[tuple[type, ...]] = (ShField,)
     STEP_VOXELS: ClassVar[float] = 0.5
@@ -137,8 +138,7 @@ class Arcs:
     @classmethod
     def of(cls, order: int, step: float, largest_turn: float, n: int, power: float, voxel: float) -> Arcs:
         """Calibrated on the sharpest distribution of the order, in a voxel whose neighbours have none."""
-        weights = [(2 * degree + 1) for degree in range(0, order + 1, 2)]
-        curve = np.polynomial.legendre.Legendre([w for even in weights for w in (even, 0)])
+        curve = sharpest(order)
         at = np.arange(1, n + 1) / n
 
         def probability(turn: float) -> float:
