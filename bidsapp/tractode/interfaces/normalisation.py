@@ -18,10 +18,14 @@ from tractode.fields import Image, ImageGrid, Transform
 from tractode.fields.transform import Chain, resample
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
 from tractode.io.nifti import read_image
-from tractode.io.tractogram import read_tractogram, write_tractogram
+from tractode.io.tractogram_stream import stream_to, stream_trx
 from tractode.io.transforms import read_itk
 from tractode.models import MODELS
 from tractode.reports import figures_registration, figures_tractogram
+from tractode.reports.sample import StreamlineSample
+
+SHOWN = 20_000
+"""Streamlines held for the pictures; the others go to the file as they come."""
 
 
 @dataclass(frozen=True)
@@ -142,28 +146,34 @@ class NormaliseDwi(Step):
     def _write_tractograms(self, writer: StepWriter, grid: ImageGrid, backward: Transform, background: Image) -> None:
         run, template, job = self.inputs.run, self.inputs.template.name, self.inputs.job
         for track, outputs in zip(self.inputs.tracks, self.inputs.tractograms, strict=True):
-            tracked, _ = read_tractogram(Path(outputs["tractogram"]), f"{run.name}_dwi")
-            streamlines = tracked.moved(backward)
+            source, sample = Path(outputs["tractogram"]), StreamlineSample(template, SHOWN)
             name = {"datatype": "dwi", "space": template, "track": track, "suffix": "tractogram"}
-            writer.write(
-                f"{track}-tractogram",
-                derivative(run.entities, extension=".trx", **name),
-                partial(write_tractogram, lines=streamlines, grid=grid),
-            )
+            write = partial(_write_moved, source=source, grid=grid, backward=backward, sample=sample)
+            writer.write(f"{track}-tractogram", derivative(run.entities, extension=".trx", **name), write)
             writer.write_json(
                 f"{track}-tractogram-sidecar",
                 derivative(run.entities, extension=".json", **name),
                 _moved_sidecar(Path(outputs["tractogram"]), template),
             )
             figures = figures_tractogram.static_views(
-                streamlines, background, run=run.name, desc=f"{template}{track}", title=f"Streamlines in {template}"
-            )
+                sample.lines, background, run=run.name, desc=f"{template}{track}",
+                title=f"Streamlines in {template} ({track})", n_total=sample.n_seen,
+            )  # fmt: skip
             save_reportlets(writer, job.participant, figures)
 
 
 def on_grid(image: Image, grid: ImageGrid) -> Image:
     """An image on another grid of its own space."""
     return Image(grid, image.sample(grid.centres()).permute(3, 0, 1, 2))
+
+
+def _write_moved(path: Path, source: Path, grid: ImageGrid, backward: Transform, sample: StreamlineSample) -> None:
+    """Streamlines of a file carried through a transform batch by batch; some of them are kept to be shown."""
+    with stream_to(path, grid) as out:
+        for part in stream_trx(source, backward.source):
+            moved = part.moved(backward)
+            out.append(moved)
+            sample.add(moved)
 
 
 def _moved_sidecar(source: Path, template: str) -> dict[str, Any]:

@@ -83,8 +83,11 @@ class Track(Step):
         self._describe(writer, tracker, mask, sample, n_seeds)
         background, _ = read_image(Path(self.inputs.prepared["dwiref"]), space)
         options: dict[str, Any] = {"run": run.name, "n_total": sample.n_seen}
-        stills = figures_tractogram.static_views(sample.lines, background, mask, **options)
-        rotating = figures_tractogram.interactive(sample.lines, background, mask, **options)
+        label, title = tracker.label, f"Tractogram ({tracker.parameters()['Algorithm']})"
+        stills = figures_tractogram.static_views(sample.lines, background, mask, desc=label, title=title, **options)
+        rotating = figures_tractogram.interactive(
+            sample.lines, background, mask, desc=f"{label}3d", title=f"{title} in three dimensions", **options
+        )
         save_reportlets(writer, self.inputs.job.participant, [*stills, rotating])
 
     def _field(self, space: str) -> Orientations:

@@ -162,6 +162,7 @@ def interactive(
     run: str = "",
     section: str = "tractogram",
     desc: str = "tractogram3d",
+    title: str = "Tractogram in three dimensions",
     n_total: int | None = None,
     max_streamlines: int = 2000,
 ) -> Reportlet:
@@ -188,9 +189,7 @@ def interactive(
         f'<script type="application/json">{payload}</script></div>'
     )
     caption = f"{_sentence(streamlines, len(shown), n_total)} Drag to rotate, scroll to zoom, right-drag to move. {_COLOURS} Letters mark the patient's sides."
-    return Reportlet(
-        stem(run, desc, "tractogram"), section, "Tractogram in three dimensions", caption, body, "html", run
-    )
+    return Reportlet(stem(run, desc, "tractogram"), section, title, caption, body, "html", run)
 
 
 def _box_for(streamlines: Streamlines, background: Image | None, mask: Image | None) -> Box:
