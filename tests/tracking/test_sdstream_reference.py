@@ -105,9 +105,19 @@ def test_length_limits_count_points_as_mrtrix_does(tmp_path: Path, oblique_affin
     assert float(same.double().mean()) > 0.95
 
 
+def test_runge_kutta_lines_are_those_of_mrtrix(tmp_path: Path, oblique_affine: torch.Tensor) -> None:
+    field, mask = crossing(oblique_affine)
+    reference, seeds, starts = tckgen(tmp_path, *save(tmp_path, field, mask), 100, "-rk4")
+    found = compare_lines(next(SDStream(integration="rk4").track(field, seeds, mask, directions=starts)), reference)
+    print(found)
+    assert found.n == 100
+    assert found.share_within_1mm >= 0.95
+    assert found.median_hausdorff_mm < 1e-2
+
+
 @pytest.mark.slow
 def test_lines_of_a_real_scan_are_those_of_mrtrix(tmp_path: Path, test_data: Path) -> None:
-    """Measured on 1,000 lines: 97.5 % within 1 mm; the rest are ended by a search that fails in one of the two."""
+    """Measured on 1,000 lines: 99.9 % within 1 mm, 99.8 % within 0.1 mm; `benchmarks/parting.py` explains the rest."""
     stem = test_data / "bids_real" / "sub-xa30" / "dwi" / "sub-xa30_dir-AP_dwi"
     dwi, mask, response, fod = (tmp_path / name for name in ("dwi.mif", "mask.nii", "response.txt", "fod.nii"))
     call("mrconvert", f"{stem}.nii.gz", dwi, "-fslgrad", f"{stem}.bvec", f"{stem}.bval")
@@ -122,5 +132,6 @@ def test_lines_of_a_real_scan_are_those_of_mrtrix(tmp_path: Path, test_data: Pat
     reference, seeds, starts = tckgen(tmp_path, fod, mask, 1000, "-noprecomputed")
     found = compare_lines(next(SDStream().track(field, seeds, inside, directions=starts)), reference)
     print(found)
-    assert found.share_within_1mm >= 0.96
+    assert found.share_within_1mm >= 0.99
+    assert found.share_within_01mm >= 0.99
     assert found.median_hausdorff_mm < 2e-3
