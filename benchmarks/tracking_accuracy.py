@@ -1,10 +1,10 @@
 """Accuracy: Tractometer scores of every tracker where the bundles are known, beside MRtrix3's and DIPY's on the same FODs.
 
-    python benchmarks/tracking_accuracy.py --output benchmarks/results/tracking_accuracy.json [--lines 5000] [--runs 2]
+    python benchmarks/tracking_accuracy.py --output benchmarks/results/tracking_accuracy.json [--lines 5000] [--runs 1]
 
 Prints one JSON object. ``scenes`` are a simulated subject at SNR 30, 20 and 10 in voxels of 2 and 3 mm, and the DiSCo
 centrelines (``$TRACTODE_TEST_DATA/disco``), each with every tracker's scores: means over ``runs`` of ``lines`` accepted
-streamlines, ``_sd`` their standard deviation, ``n`` the streamlines scored. For DiSCo, ``connectivity_r`` is the correlation of
+streamlines, ``_sd`` their standard deviation where there are several, ``n`` the streamlines scored. For DiSCo, ``connectivity_r`` is the correlation of
 the counts between regions with the cross-sections of the strands. ``comparisons`` are ours against the same method of the
 peer: VC with its binomial standard error, F1 with that of the paired differences of the bundles. ``losses`` names those
 in which ours is worse by more than two standard errors.
@@ -43,7 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--lines", type=int, default=5000)
-    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--snr", type=float, nargs="+", default=SNRS)
     parser.add_argument("--resolution", type=float, nargs="*", default=(2.0, 3.0))
     parser.add_argument("--threads", type=int, default=2)
