@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tractode.fields import GradientTable
+from tractode.fields import GradientTable, Image, ImageGrid, ShField
 from tractode.models.csd import CSD
 from tractode.models.deconvolution import TILE, Deconvolution
 from tractode.models.response import gaussian_response
 from tractode.ops import sphere
+from tractode.ops import spherical_harmonics as sh
+from tractode.tracking.sdstream import SDStream
 
 B, AXIAL, RADIAL, S0 = 2500.0, 1.7e-3, 0.2e-3, 1.0
 
@@ -71,3 +73,40 @@ def test_what_is_kept_for_the_gradient_is_the_active_set() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x), x)[1], lambda x: x):
         deconvolve(signal)
     assert sum(x.numel() * x.element_size() for x in kept) <= 64 * 300
+
+
+def test_a_bundles_loss_has_the_slope_of_finite_differences_in_the_signal(oblique_affine: Tensor) -> None:
+    """Through deconvolution, interpolation, peaks and steps; every line keeps its number of steps."""
+    grid = ImageGrid((6, 5, 5), oblique_affine, "phantom")
+    directions = torch.cat([torch.zeros(1, 3), sphere.directions(30)]).double()
+    gtab = GradientTable((directions.norm(dim=-1) > 0.5) * B, directions, directions.norm(dim=-1) < 0.5)
+    model = CSD(gaussian_response(B, AXIAL, RADIAL, S0))
+    p = grid.centres(torch.float64).reshape(-1, 3) - grid.to_world(torch.tensor([2.5, 2, 2], dtype=torch.float64))
+    main = torch.stack((torch.ones(len(p)), 0.05 * p[:, 0] + 0.03 * p[:, 2], 0.04 * p[:, 1]), dim=-1)
+    degree = sh.degrees(8).double()
+    fod = sh.basis(main / main.norm(dim=-1, keepdim=True), 8) * torch.exp(-0.02 * degree * (degree + 1))
+    generator = torch.Generator().manual_seed(2)
+    signal = model.predict(fod, gtab)
+    signal = signal + 0.01 * torch.randn(signal.shape, generator=generator, dtype=torch.float64)
+    way = torch.randn(signal.shape, generator=generator, dtype=torch.float64)
+    seeds = grid.to_world(torch.tensor([2.5, 2, 2]) + torch.rand(12, 3, generator=generator, dtype=torch.float64) - 0.5)
+    start = torch.tensor([[1.0, 0, 0]], dtype=torch.float64).expand(12, 3)
+    tracker = SDStream(step_mm=0.4, min_length=0.5, max_length=3.1)
+    mask = Image(grid, torch.ones(1, *grid.shape, dtype=torch.bool))
+
+    def lines(values: Tensor) -> tuple[Tensor, Tensor]:
+        field = ShField(grid, model.fit(values, gtab).mT.reshape(-1, *grid.shape), 8)
+        found = next(tracker.track(field, seeds, mask, directions=start))
+        weights = torch.arange(found.points.numel(), dtype=torch.float64).reshape(-1, 3).sin()
+        return (found.points * weights).sin().mean(), found.offsets
+
+    signal.requires_grad_()
+    loss, offsets = lines(signal)
+    (grad,) = torch.autograd.grad(loss, signal)
+    size = 1e-7
+    with torch.no_grad():
+        (ahead, after), (behind, before) = (lines(signal + sign * size * way) for sign in (1, -1))
+    assert torch.equal(after, offsets)
+    assert torch.equal(before, offsets)
+    assert float((grad * way).sum()) == pytest.approx(float(ahead - behind) / (2 * size), rel=1e-5)
+    assert bool(torch.isfinite(grad).all())
