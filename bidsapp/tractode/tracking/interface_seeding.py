@@ -66,6 +66,6 @@ def onto_interface(
             step = -slope * (missing / slope.square().sum(-1).clamp_min(1e-12))[:, None]
             norm = step.norm(dim=-1, keepdim=True)
             points = points + step * (longest / norm.clamp_min(1e-12)).clamp_max(1.0)
-        at = tissues.at(points.float().double())
+        at = tissues.at(points.float())
         is_there = at.is_valid & ~at.is_csf & ~at.is_pathological & (at.white > 0)
         return points, is_there & (at.excess > 0) & (at.excess < INTERFACE_ACCURACY)
