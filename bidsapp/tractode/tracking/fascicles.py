@@ -31,9 +31,9 @@ from tractode.tracking.weight_fit import Progress, Regularisation, WeightFit, ch
 Vector = Float[np.ndarray, " n"]
 
 N_ATOMS = 2000
-"""Directions of the dictionary, a spiral: a stay is at most 2° from one of them, 1° in the mean (a test)."""
+"""Directions of the dictionary, a spiral: a stay is at most 2.6° from one of them, 1.2° in the mean (a test)."""
 
-_REACH = 0.05  # radians: more than those 2°
+_REACH = 0.05  # radians: more than those 2.6°
 
 _VOXELS = 2048  # voxels a thread works on at a time
 _POWER_STEPS = 30
@@ -254,7 +254,9 @@ def _solve(
             momentum = 1.0
         grown = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
         ahead, z, momentum = moved + (momentum - 1) / grown * (moved - z), moved, grown
-        if len(history) > _PATIENCE and history[-_PATIENCE - 1] - value <= settings.tolerance * value:
+        if len(history) > _PATIENCE and history[-_PATIENCE - 1] - value <= max(
+            settings.tolerance * value, 1e-12 * history[0]
+        ):
             return z * scale, history, True
     return z * scale, history, False
 
