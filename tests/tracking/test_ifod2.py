@@ -43,7 +43,7 @@ def bend(affine: Tensor, blur: float = 0.02) -> tuple[ShField, Image]:
 
 
 def seeds_in(mask: Image, n: int) -> Tensor:
-    inside = mask.mask[0].nonzero().double()
+    inside = mask.mask.nonzero().double()
     return mask.grid.to_world(inside[torch.linspace(0, len(inside) - 1, n).long()] + 0.2)
 
 
@@ -98,10 +98,10 @@ def test_an_arc_has_constant_curvature_and_the_length_of_the_step() -> None:
 
 def test_the_loop_and_the_march_give_the_same_lines(oblique_affine: Tensor) -> None:
     field, mask = bend(oblique_affine)
-    seeds = seeds_in(mask, 60)
+    seeds = seeds_in(mask, 24)
     loop = run(IFOD2(), field, seeds, mask)
     march = run(IFOD2(compiled=False), field, seeds, mask)
-    assert len(loop) > 30
+    assert len(loop) > 12
     for key in ("seed", "seed_point"):
         assert torch.equal(loop.per_streamline[key], march.per_streamline[key])
     assert torch.equal(loop.offsets, march.offsets)
@@ -186,12 +186,11 @@ def test_lines_end_in_the_mask_and_their_last_segment_may_be_short(oblique_affin
     field, mask = bend(oblique_affine)
     half = mask.mask & (torch.arange(18)[:, None, None] < 9)
     step = 1.0
-    lines = run(
-        IFOD2(step_mm=step, min_length=3.0), field, seeds_in(Image(mask.grid, half), 80), Image(mask.grid, half)
-    )
+    part = Image(mask.grid, half[None])
+    lines = run(IFOD2(step_mm=step, min_length=3.0), field, seeds_in(part, 80), part)
     assert len(lines) > 20
     nearest = (mask.grid.to_voxel(lines.points) + 0.5).floor().long()
-    assert half[0][tuple(nearest.mT)].all()
+    assert half[tuple(nearest.mT)].all()
     last = torch.stack([line[-1] - line[-2] for line in (lines[n] for n in range(len(lines)))]).norm(dim=-1)
     thirds = (last / step * 3).round()
     assert set(thirds.tolist()) == {1.0, 2.0, 3.0}
@@ -246,7 +245,7 @@ def measures(lines: Streamlines) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.skipif(shutil.which("tckgen") is None, reason="MRtrix3 is not installed")
 def test_lengths_and_turns_are_distributed_as_those_of_mrtrix(tmp_path: Path, oblique_affine: Tensor) -> None:
     field, mask = bend(oblique_affine)
-    for name, values in (("fod", field.coeffs.permute(1, 2, 3, 0).numpy()), ("mask", mask.mask[0].numpy())):
+    for name, values in (("fod", field.coeffs.permute(1, 2, 3, 0).numpy()), ("mask", mask.mask.numpy())):
         image = nibabel.Nifti1Image(values.astype(np.float32), field.grid.affine.numpy())
         image.set_sform(field.grid.affine.numpy(), 1)
         nibabel.save(image, tmp_path / f"{name}.nii")
