@@ -87,7 +87,7 @@ class _Dynamic(Seeding):
         return _draw_size(after)
 
     def observe(self, lines: Streamlines) -> None:
-        for _, part in stays_in_chunks(lines, self.fixels.grid):
+        for part in stays_in_chunks(lines, self.fixels.grid):
             fixel = self.fixels.of_stays(part)
             whole = np.rint(part.length[fixel >= 0].astype(np.float64) * _UNITS)
             total = np.bincount(fixel[fixel >= 0], weights=whole, minlength=len(self.fixels))
