@@ -132,7 +132,7 @@ def test_never_leaves_the_mask(name: str, oblique_affine: Tensor) -> None:
     field, tube = circles(name, grid, axis, centre)
     half = tube.mask & (torch.arange(grid.shape[0])[:, None, None] < 11)
     seeds = grid.to_world(half.nonzero()[::3].to(DOUBLE))
-    lines = run(TRACKERS[name](min_length=1.0), field, seeds, Image(grid, half[None]))
+    lines = run(TRACKERS[name](min_length=1.0, step_mm=0.5), field, seeds, Image(grid, half[None]))
     assert len(lines) > 20
     nearest = (grid.to_voxel(lines.points) + 0.5).floor().long()
     assert half[tuple(nearest.mT)].all()
@@ -145,14 +145,14 @@ def test_turning_and_shifting_the_world_turns_and_shifts_the_lines(name: str, ob
     seeds = seeds_on_circle(grid, centre, 12)
     starts = torch.randn(12, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
     starts = starts / starts.norm(dim=-1, keepdim=True)
-    first = run(TRACKERS[name](), *_open(circles(name, grid, axis, centre), seeds), directions=starts)
+    first = run(TRACKERS[name](step_mm=0.5), *_open(circles(name, grid, axis, centre), seeds), directions=starts)
     turn = torch.tensor(Rotation.from_euler("xyz", [40, -75, 130], degrees=True).as_matrix())
     shift = torch.tensor([100.0, -50.0, 20.0], dtype=DOUBLE)
     motion = torch.eye(4, dtype=DOUBLE)
     motion[:3, :3], motion[:3, 3] = turn, shift
     moved = ImageGrid(grid.shape, motion @ grid.affine, grid.space)
     phantom = circles(name, moved, turn @ axis, turn @ centre + shift)
-    second = run(TRACKERS[name](), *_open(phantom, seeds @ turn.mT + shift), directions=starts @ turn.mT)
+    second = run(TRACKERS[name](step_mm=0.5), *_open(phantom, seeds @ turn.mT + shift), directions=starts @ turn.mT)
     assert len(first) >= 6
     assert torch.equal(first.offsets, second.offsets)
     assert torch.equal(first.per_streamline["seed"], second.per_streamline["seed"])
