@@ -123,7 +123,8 @@ def refine(
     """
     settings = settings or RefinementSettings()
     problem = _Problem.of(model, params, signal, gtab, grid, mask, settings, streamlines)
-    leaf = params.detach().clone().requires_grad_()
+    # L-BFGS flattens the gradient, which has the layout of its leaf.
+    leaf = params.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
     before = problem.record(leaf)
     optimiser = torch.optim.LBFGS(
         [leaf], max_iter=settings.iterations, history_size=settings.memory, line_search_fn="strong_wolfe"
