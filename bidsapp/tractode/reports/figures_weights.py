@@ -33,7 +33,7 @@ def weights_panel(
     caption = (
         f"How well the streamlines explain {said}: with equal weights (left) and with the weights found (middle); colour: how many on a "
         f"logarithmic scale. On the dashed line data and explanation agree. Root mean squared error {before['rmse']:.3g} before, "
-        f"{after['rmse']:.3g} after; R² {before['r2']:.2f} before, {after['r2']:.2f} after, {after['n']:,} values. Right: the weights of "
+        f"{after['rmse']:.3g} after; R² {before['r2']:.2f} before, {after['r2']:.2f} after, {after['n']:,} values that any streamline reaches. Right: the weights of "
         f"{len(fit.weights):,} streamlines, {zero:.1%} of them 0. {fit.n_iterations} iterations"
         f"{'' if fit.converged else ', stopped before the objective stood still'}."
     )

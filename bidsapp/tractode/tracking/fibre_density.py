@@ -195,9 +195,10 @@ def solve(
     found = minimise(objective, np.zeros(len(equal)), objective.curvature(), settings, on_progress)
     weights = np.exp(found.point) * equal
     before, after = (torch.from_numpy(mu * model.density(w)) for w in (equal, weights))
+    met = torch.from_numpy(density > 0)
     return WeightFit(
         torch.from_numpy(weights), mu, "fod", found.history, len(found.history) - 1, found.converged,
-        torch.from_numpy(model.target), before, after, _maps(model.fixels, after),
+        torch.from_numpy(model.target)[met], before[met], after[met], _maps(model.fixels, after),
     )  # fmt: skip
 
 

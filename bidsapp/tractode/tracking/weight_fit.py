@@ -36,7 +36,7 @@ class WeightFit:
 
     ``mu`` turns the summed lengths of lines of weight 1 (mm) into what is explained: fibre density a mm, or signal a
     mm³/mm³. ``target``, ``before`` and ``after`` hold the data and their explanation by equal and by fitted weights,
-    element by element (fixels, or voxels × volumes). ``maps``: ``residual`` and ``explained``, by voxel.
+    element by element (fixels that any line follows, or crossed voxels × volumes). ``maps``: ``residual`` and ``explained``, by voxel.
     """
 
     weights: Float[Tensor, " s"]
