@@ -1,4 +1,4 @@
-"""How strong are five bundles? Counts of streamlines say where seeds were; weights say what the scan holds.
+"""How strong are seven bundles? Counts of streamlines say where seeds were; weights say what the scan holds.
 
 Run it as ``python docs/examples/streamline_weights.py picture.png``; it takes a few seconds.
 """
@@ -31,7 +31,7 @@ def fitted() -> ShField:
 
 
 def uneven(n: int = 40) -> tuple[Streamlines, list[int]]:
-    """The phantom's own fibres, but each bundle sampled with another density: the first ones ever more often."""
+    """The phantom's own fibres, but each bundle sampled with another density: later ones more and more often."""
     parts, counts = [], []
     for number, truth in enumerate(scene.bundles.values()):
         wanted = n * (1 + number)
