@@ -25,7 +25,7 @@ UNIT = 2.0**-53
 def uniform(key: int, number: Int[Tensor, "*s"], counter: Int[Tensor, "*s"] | int) -> Float[Tensor, "*s"]:
     """The ``counter``-th draw of stream ``number``: float64, uniform on [0, 1) in steps of 2⁻⁵³.
 
-    ``key`` is any integer (its lowest 64 bits count); ``number`` and ``counter`` are int64 and at least 0.
+    ``key`` is any integer (its lowest 64 bits count); ``number`` and ``counter`` are any int64, also below 0.
     """
     return draw(stream(key, number), counter)
 
