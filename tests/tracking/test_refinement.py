@@ -106,7 +106,15 @@ def test_refinement_brings_noisy_orientations_nearer_to_the_truth_and_still_expl
 
 def test_without_the_prior_the_signal_is_explained_no_worse() -> None:
     truth, mask, model, signal, params, gtab = scene(snr=20.0)
-    found = refine(model, params, signal, gtab, truth.dwi.grid, mask, RefinementSettings(continuity=0.0, iterations=5))
+    found = refine(
+        model,
+        params,
+        signal,
+        gtab,
+        truth.dwi.grid,
+        mask,
+        RefinementSettings(continuity=0.0, negative=0.0, iterations=5),
+    )
     assert found.after["signal"] <= found.before["signal"]
     assert found.after["continuity"] == 0
 
