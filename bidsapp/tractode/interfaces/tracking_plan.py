@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from tractode.bids.sidecar import bids_uri
 from tractode.contracts import Orientations, Rule
 from tractode.fields import Image, ImageGrid, ShField
 from tractode.io.nifti import read_image
-from tractode.settings import Settings
 from tractode.tracking import TRACKERS
 from tractode.tracking.anatomy import Anatomy, with_anatomy
 from tractode.tracking.dynamic_seeding import DynamicSeeding
@@ -62,23 +60,6 @@ class TrackingPlan:
     cutoff: float | None = None
     min_length: float | None = None
     max_length: float | None = None
-
-    @classmethod
-    def of(cls, settings: Settings, most: int | None = None) -> TrackingPlan:
-        """The plan of a run; at most ``most`` streamlines."""
-        wanted = settings.n_streamlines if most is None else min(most, settings.n_streamlines)
-        return cls(
-            n_streamlines=None if settings.n_seeds else wanted,
-            n_seeds=settings.n_seeds,
-            where=settings.seeding,
-            with_act=settings.act != "none",
-            step_mm=settings.step_mm,
-            angle=None if settings.angle_deg is None else math.radians(settings.angle_deg),
-            min_radius=settings.min_radius_mm,
-            cutoff=settings.cutoff,
-            min_length=settings.min_length_mm,
-            max_length=settings.max_length_mm,
-        )
 
     def facts(self) -> dict[str, Any]:
         """Plain data: decides, with the files, whether a result can be reused."""
@@ -155,17 +136,6 @@ class TrackingPlan:
             segmentation = bids_uri(Path(regions[TISSUES]), None)
             accepted["AnatomicalSegmentation"] = segmentation
             content["StreamlineTermination"]["AnatomicalSegmentation"] = segmentation
-
-
-def region_names(settings: Settings) -> dict[str, str]:
-    """Names of `CarryRegions` → path, of all regions that the settings name."""
-    groups = {
-        "include": settings.include,
-        "includeordered": settings.include_ordered,
-        "exclude": settings.exclude,
-        "end": settings.sensitivity,
-    }
-    return {f"{kind}{number}": path for kind, paths in groups.items() for number, path in enumerate(paths, start=1)}
 
 
 def _roles(regions: dict[str, str], kind: str) -> list[str]:

@@ -34,15 +34,14 @@ from tractode.interfaces.regions import CarryRegions
 from tractode.interfaces.scan import PrepareDwi
 from tractode.interfaces.sensitivity import MapSensitivity
 from tractode.interfaces.step import Job, Step
-from tractode.interfaces.tracking_plan import TrackingPlan, region_names
 from tractode.interfaces.tractography import Track
 from tractode.interfaces.weights import WeightStreamlines
 from tractode.io.dwi import IngestPolicy
 from tractode.models import MODELS
 from tractode.settings import Settings
 from tractode.tracking import TRACKERS
+from tractode.workflows.tracking import plan_of, region_names
 
-SLOPPY_STREAMLINES = 2000
 SENSITIVITY_SEEDS, SLOPPY_SEEDS = 50_000, 5_000
 
 
@@ -227,10 +226,6 @@ class _Builder:
     def _orientation_model(self) -> str | None:
         return next((name for name in self.settings.models if issubclass(MODELS[name], OrientationModel)), None)
 
-    @property
-    def _plan(self) -> TrackingPlan:
-        return TrackingPlan.of(self.settings, SLOPPY_STREAMLINES if self.settings.sloppy else None)
-
     def _tracks(
         self,
         run: DwiRun,
@@ -241,7 +236,9 @@ class _Builder:
     ) -> dict[str, pe.Node]:
         nodes = {}
         for method in self.settings.tracking:
-            track = Track(run=run, method=method, plan=self._plan, formats=list(self.settings.tractogram_formats))
+            track = Track(
+                run=run, method=method, plan=plan_of(self.settings), formats=list(self.settings.tractogram_formats)
+            )
             node = self._node(track, f"{run.name}_track-{method}", run.name, 2.5)
             self.workflow.connect(prepared, "outputs", node, "prepared")
             for source, field in ((fod, "orientations"), (tensor, "tensor"), (regions, "regions")):
@@ -268,7 +265,7 @@ class _Builder:
         model = self._orientation_model
         if not self.settings.sensitivity or model is None or regions is None:
             return
-        plan, n_seeds = self._plan, SLOPPY_SEEDS if self.settings.sloppy else SENSITIVITY_SEEDS
+        plan, n_seeds = plan_of(self.settings), SLOPPY_SEEDS if self.settings.sloppy else SENSITIVITY_SEEDS
         interface = MapSensitivity(run=run, model=model, tracker=plan.tracker("sdstream"), n_seeds=n_seeds)
         node = self._node(interface, f"{run.name}_map-sensitivity", run.name, 3.0)
         sources = [(prepared, "prepared"), (fits[model], "orientations"), (regions, "regions")]

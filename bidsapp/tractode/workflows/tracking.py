@@ -1,0 +1,38 @@
+"""The settings of tractography as a plan and as the regions that a participant's workflow carries into each run."""
+
+from __future__ import annotations
+
+import math
+
+from tractode.interfaces.tracking_plan import TrackingPlan
+from tractode.settings import Settings
+
+SLOPPY_STREAMLINES = 2000
+
+
+def plan_of(settings: Settings) -> TrackingPlan:
+    """What every tracker of a run is asked for."""
+    wanted = min(SLOPPY_STREAMLINES, settings.n_streamlines) if settings.sloppy else settings.n_streamlines
+    return TrackingPlan(
+        n_streamlines=None if settings.n_seeds else wanted,
+        n_seeds=settings.n_seeds,
+        where=settings.seeding,
+        with_act=settings.act != "none",
+        step_mm=settings.step_mm,
+        angle=None if settings.angle_deg is None else math.radians(settings.angle_deg),
+        min_radius=settings.min_radius_mm,
+        cutoff=settings.cutoff,
+        min_length=settings.min_length_mm,
+        max_length=settings.max_length_mm,
+    )
+
+
+def region_names(settings: Settings) -> dict[str, str]:
+    """Names of `CarryRegions` → path, of all regions that the settings name."""
+    groups = {
+        "include": settings.include,
+        "includeordered": settings.include_ordered,
+        "exclude": settings.exclude,
+        "end": settings.sensitivity,
+    }
+    return {f"{kind}{number}": path for kind, paths in groups.items() for number, path in enumerate(paths, start=1)}
