@@ -111,7 +111,7 @@ def starts_at_peaks(
 
 
 def nearest_peak(
-    corners: Float[Tensor, "m c 4k"], reference: Float[Tensor, "3 m"], cutoff: float
+    corners: Float[Tensor, "m c four_k"], reference: Float[Tensor, "3 m"], cutoff: float
 ) -> tuple[Float[Tensor, "3 m c"], Float[Tensor, "m c"]]:
     """Of each voxel, the peak above ``cutoff`` nearest to the reference, on its side; and the cosine between them (−1: none)."""
     k = corners.shape[-1] // 4
@@ -126,7 +126,7 @@ def nearest_peak(
 
 
 def vote(
-    corners: Float[Tensor, "m 8 4k"],
+    corners: Float[Tensor, "m 8 four_k"],
     weights: Float[Tensor, "m 8"],
     reference: Float[Tensor, "3 m"],
     cosine: float,
