@@ -67,7 +67,7 @@ def scores(truth: Phantom, mask: Tensor, params: Tensor, cutoff: float) -> dict[
     places = truth.white_matter.mask.nonzero().float()
     corners = torch.tensor([[-0.25, -0.25, 0.25], [0.25, 0.25, 0.25], [-0.25, 0.25, -0.25], [0.25, -0.25, -0.25]])
     seeds = grid.to_world((places[:, None] + corners).reshape(-1, 3))
-    tracker = SDStream(step_mm=1.0, angle=math.radians(30), cutoff=cutoff, min_length=20, max_length=150)
+    tracker = SDStream(step_mm=1.0, angle=math.radians(30), cutoff=cutoff, min_length=20.0, max_length=150.0)
     lines = Streamlines.concatenate(
         tracker.track(ShField(grid, coeffs, 8), seeds, Image(grid, mask[None]), torch.Generator().manual_seed(0)),
         grid.space,

@@ -60,7 +60,7 @@ class Scene:
         white = self.truth.white_matter.mask.nonzero().double()
         corners = torch.tensor([[-0.25, -0.25, 0.25], [0.25, 0.25, 0.25], [-0.25, 0.25, -0.25], [0.25, -0.25, -0.25]])
         seeds = self.grid.to_world((white[:, None] + corners).reshape(-1, 3))
-        tracker = SDStream(step_mm=1.0, angle=math.radians(30), min_length=20, max_length=120)
+        tracker = SDStream(step_mm=1.0, angle=math.radians(30), min_length=20.0, max_length=120.0)
         return Probe.of(tracker, seeds, Image(self.grid, self.mask[None]), regions, SoftTermination(0.1, 0.02))
 
     def refitted(self, signal: Tensor) -> ShField:

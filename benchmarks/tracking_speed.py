@@ -30,7 +30,6 @@ TASKS: dict[str, tuple[str, int, float | None, str]] = {
     "sdstream": ("sdstream", 100_000, 1.0, "SD_STREAM"),
     "sdstream_default_step": ("sdstream", 100_000, None, "SD_STREAM"),
     "ifod2": ("ifod2", 20_000, 1.0, "iFOD2"),
-    "ifod1": ("ifod1", 100_000, 1.0, "iFOD1"),
 }
 
 
@@ -127,11 +126,12 @@ def against_dipy(fod: Path, white: Path, out: Path, kept: Path, n: int) -> dict[
     theirs = timed([
         sys.executable, str(HERE / "track_dipy_eudx.py"), "track", str(peaks), str(white), str(out / "peer.tck"), str(n)
     ])  # fmt: skip
-    found = json.loads(theirs.output.splitlines()[-1])["n"]
+    told = json.loads(theirs.output.splitlines()[-1])
     entry = rates(warm, cold, printed, theirs, n)
-    rate = found / theirs.seconds
+    rate = told["n"] / (theirs.seconds - told["index_s"])
     return {**entry, "peer_per_s": round(rate, 1), "ratio": round(n / warm.seconds / rate, 3),
-            "cold_ratio": round(n / cold.seconds / rate, 3), "peer_n": found}  # fmt: skip
+            "cold_ratio": round(n / cold.seconds / rate, 3), "peer_n": told["n"],
+            "peer_parts": {name: round(told[name], 2) for name in ("index_s", "track_s", "write_s")}}  # fmt: skip
 
 
 def million(fod: Path, white: Path, out: Path, kept: Path, n: int) -> dict[str, Any]:
