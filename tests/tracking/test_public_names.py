@@ -8,7 +8,7 @@ from importlib import import_module
 
 import pytest
 
-import tractode.tracking as tracking
+from tractode import tracking
 from tractode.tracking import _PUBLIC
 
 
