@@ -66,6 +66,7 @@ def test_affine_found_with_both_masks(fixed: Image, fixed_mask: Image, moved: Ca
     assert error_mm(found, truth, fixed_mask) < 0.6
 
 
+@pytest.mark.slow
 def test_slab_keeps_its_place(fixed: Image, fixed_mask: Image, moved: Callable, moved_mask: Callable) -> None:
     """A third of the head, as some scans are: it must neither slide nor stretch."""
     truth = pose((4.0, -10.0, 12.0), (-9.0, 3.0, 5.0), (0.95, 0.95, 0.95))
