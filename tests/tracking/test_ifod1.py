@@ -50,7 +50,8 @@ def test_one_step_has_the_distribution_that_is_asked_for(oblique_affine: Tensor)
     seeds = field.grid.to_world(torch.full((n, 3), 4.0, dtype=DOUBLE))
     lines = next(tracker.track(field, seeds, mask, directions=towards.expand(n, 3)))
     assert len(lines) == n
-    drawn = (lines.points[lines.offsets[:-1] + 1] - lines.points[lines.offsets[:-1]]) / 0.5
+    at_seed = lines.offsets[:-1] + lines.per_streamline["seed_point"]
+    drawn = (lines.points[at_seed - 1] - lines.points[at_seed]) / 0.5
     u = torch.rand(200_000, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(5))
     turn, azimuth = torch.arccos(1 - u[:, 0] * (1 - math.cos(math.pi / 6))), 2 * math.pi * u[:, 1]
     first, second = side_axes(grid_axes(field.grid), towards[:, None])

@@ -143,7 +143,8 @@ def test_one_step_has_the_distribution_that_is_asked_for(oblique_affine: Tensor)
     tracker = IFOD2(step_mm=1.0, min_length=0.5, max_length=1.0, one_way=True)
     lines = next(tracker.track(field, seeds, mask, directions=towards))
     assert len(lines) == n
-    arc = lines.points[lines.offsets[:-1] + 1] - lines.points[lines.offsets[:-1]]
+    at_seed = lines.offsets[:-1] + lines.per_streamline["seed_point"]
+    arc = lines.points[at_seed - 1] - lines.points[at_seed]
     # The end direction: the chord, doubled in angle.
     chord = arc / arc.norm(dim=-1, keepdim=True)
     end = 2 * (chord * towards).sum(-1, keepdim=True) * chord - towards

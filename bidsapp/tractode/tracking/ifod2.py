@@ -48,6 +48,7 @@ from tractode.tracking.sampling import ComponentTable
 from tractode.tracking.stopping import MaskLookup, PointLimits, mean_voxel_size
 
 TRIALS_AT_ONCE = 8
+LENGTH_UNITS = 2.0**32  # per mm, in which lengths are added
 
 
 @dataclass(frozen=True)
@@ -279,19 +280,24 @@ class Finished(Engine):
 
 def cut_to_length(paths: Paths, least: float, greatest: float) -> Paths:
     """Lines at least ``least`` mm long, cut at ``greatest``: at the end of the second half, or, where the first alone is
-    as long, at that of the first, so that the seed stays."""
+    as long, at that of the first, so that the seed stays.
+
+    Lengths are added as whole numbers of `LENGTH_UNITS`: sums of floats would depend on the lines that come before.
+    """
     points, offsets = paths.points, paths.offsets
     starts, ends = offsets[:-1], offsets[1:] - 1
-    segments = points.double().diff(dim=0).norm(dim=-1)
+    x, y, z = points.double().diff(dim=0).unbind(1)
+    segments = ((x * x + y * y + z * z).sqrt() * LENGTH_UNITS).round().long()
     arc = torch.cat((segments.new_zeros(min(1, len(points))), segments.cumsum(0)))
+    most = round(greatest * LENGTH_UNITS)
     length = arc[ends] - arc[starts]
     to_seed = arc[starts + paths.first_steps] - arc[starts]
-    low = torch.where(to_seed >= greatest, length - greatest, 0.0).clamp_min(0.0)
-    is_long, is_late = length > greatest, low > 0
-    low, high = arc[starts] + low, arc[starts] + low + greatest
+    low = torch.where(to_seed >= most, length - most, 0).clamp_min(0)
+    is_long, is_late = length > most, low > 0
+    low, high = arc[starts] + low, arc[starts] + low + most
     first = torch.where(is_late, torch.searchsorted(arc, low, right=True) - 1, starts)
     last = torch.where(is_long & ~is_late, torch.searchsorted(arc, high), ends)
-    kept = (length >= least * (1 - 1e-6)).nonzero().ravel()
+    kept = (length >= least * (1 - 1e-6) * LENGTH_UNITS).nonzero().ravel()
     counts = (last - first + 1)[kept]
     new = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
     index = torch.arange(int(new[-1]), device=points.device) + (first[kept] - new[:-1]).repeat_interleave(counts)
@@ -302,7 +308,7 @@ def cut_to_length(paths: Paths, least: float, greatest: float) -> Paths:
     ):
         cut = is_cut[kept].nonzero().ravel()
         here = index[place[cut]]
-        beyond = (at[kept][cut] - arc[here]) / (arc[here + other] - arc[here])
+        beyond = (at[kept][cut] - arc[here]).double() / (arc[here + other] - arc[here])
         out[place[cut]] += beyond[:, None].to(out) * (points[here + other] - points[here])
     at_seed = paths.first_steps[kept] - (first - starts)[kept]
     return Paths(out, paths.directions[index], new, at_seed, counts - 1 - at_seed, paths.seed[kept])
