@@ -48,7 +48,7 @@ def track(params: torch.Tensor) -> Streamlines:
     white = scene.white_matter.mask.nonzero().float()
     corners = torch.tensor([[-0.2, -0.2, 0.2], [0.2, 0.2, 0.2], [-0.2, 0.2, -0.2], [0.2, -0.2, -0.2]])
     seeds = grid.to_world((white[:, None] + corners).reshape(-1, 3))
-    tracker = SDStream(step_mm=1.0, angle=math.radians(30), cutoff=0.15, min_length=20, compiled=False)
+    tracker = SDStream(step_mm=1.0, angle=math.radians(30), cutoff=0.15, min_length=20.0, compiled=False)
     return Streamlines.concatenate(tracker.track(field(params), seeds, Image(grid, mask[None])), grid.space)
 
 

@@ -40,7 +40,7 @@ def ask() -> tuple[Probe, Sensitivity]:
     """How many lines join the two ends of bundle A, and what that depends on."""
     ends = scene.bundles["CrossA"]
     regions = memberships(torch.stack([ends.start, ends.end]), grid, border_mm=3.0)
-    tracker = SDStream(step_mm=1.0, angle=math.radians(30), min_length=20, compiled=False)
+    tracker = SDStream(step_mm=1.0, angle=math.radians(30), min_length=20.0, compiled=False)
     seeds = grid.to_world(scene.white_matter.mask.nonzero().double())
     probe = Probe.of(tracker, seeds, Image(grid, mask[None]), regions, SoftTermination(cutoff=0.1, temperature=0.02))
     return probe, sensitivity(model, signal, gtab, fitted(signal), probe)

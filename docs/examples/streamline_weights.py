@@ -73,11 +73,11 @@ def draw(by_fod: WeightFit, by_signal: WeightFit, counts: list[int], path: str) 
     rows = {"truth": truth(), "counts": shares(ones, counts)}
     rows |= {"weights (fod)": shares(by_fod.weights, counts), "weights (signal)": shares(by_signal.weights, counts)}
     figure, axes = pyplot.subplots(figsize=(8, 3.2), layout="constrained")
-    place = torch.arange(len(counts))
+    place = torch.arange(len(counts)).numpy()
     for number, (name, values) in enumerate(rows.items()):
         axes.bar(
             place + 0.2 * (number - 1.5),
-            values,
+            values.numpy(),
             0.2,
             label=name,
             color=["#334155", "#cbd5e1", "#2563eb", "#d97706"][number],

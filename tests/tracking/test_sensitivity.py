@@ -55,7 +55,7 @@ def scene() -> Scene:
     ends = truth.bundles["CrossA"]
     regions = memberships(torch.stack([ends.start, ends.end]), scan.grid, 3.0)
     seeds = scan.grid.to_world(white.nonzero().double())
-    tracker = SDStream(step_mm=2.0, angle=math.radians(45), min_length=20, max_length=100, compiled=False)
+    tracker = SDStream(step_mm=2.0, angle=math.radians(45), min_length=20.0, max_length=100.0, compiled=False)
     probe = Probe.of(tracker, seeds, Image(scan.grid, mask[None]), regions, SoftTermination(0.15, 0.03, 2.0))
     coeffs = torch.zeros(45, *scan.grid.shape, dtype=DOUBLE)
     coeffs[:, mask] = model.fit(scan.signal[:, mask].mT, scan.gtab).mT

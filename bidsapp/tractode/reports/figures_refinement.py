@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 
@@ -12,23 +11,13 @@ from tractode.reports.canvas import ColourScale
 from tractode.reports.figures_glyphs import fod_glyphs
 from tractode.reports.figures_slices import mosaic
 from tractode.reports.reportlet import Reportlet
+from tractode.tracking.refinement import Refined
 
 _PARTS = {"signal": "signal", "continuity": "fibre continuity", "negative": "negative lobes"}
 
 
-class Terms(Protocol):
-    """What `tractode.tracking.refinement.Refined` says of a refinement."""
-
-    @property
-    def noise(self) -> float: ...
-    @property
-    def before(self) -> dict[str, float]: ...
-    @property
-    def after(self) -> dict[str, float]: ...
-
-
 def before_and_after(
-    first: ShField, refined: ShField, background: Image, mask: Image, terms: Terms, *, run: str = "",
+    first: ShField, refined: ShField, background: Image, mask: Image, terms: Refined, *, run: str = "",
     section: str = "refinement",
 ) -> list[Reportlet]:  # fmt: skip
     """Glyphs of both fields on the same three planes, in pairs, and the map of the change."""
@@ -41,7 +30,7 @@ def before_and_after(
     return [_change(first, refined, mask, terms, run, section), *pairs]
 
 
-def _change(first: ShField, refined: ShField, mask: Image, terms: Terms, run: str, section: str) -> Reportlet:
+def _change(first: ShField, refined: ShField, mask: Image, terms: Refined, run: str, section: str) -> Reportlet:
     change = (refined.coeffs - first.coeffs).norm(dim=0) / first.coeffs.norm(dim=0).clamp_min(1e-6)
     inside = mask.mask.to(change.device)
     values = Image(first.grid, torch.where(inside, change, 0.0)[None].cpu())

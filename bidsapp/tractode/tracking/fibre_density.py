@@ -25,7 +25,8 @@ from tractode.tracking.kernels.ragged import rows_times
 from tractode.tracking.segments import stays_in_chunks, voxel_ranges
 from tractode.tracking.weight_fit import Progress, Regularisation, WeightFit, check_lines, voxel_map
 
-Vector = Float[np.ndarray, " n"]
+PerLine = Float[np.ndarray, " s"]
+PerFixel = Float[np.ndarray, " f"]
 
 LEAST_SHARE = 0.1
 """Fixels of which equal weights explain less than this share are left out of the fit, as in SIFT2."""
@@ -56,7 +57,7 @@ class Ragged:
     index: Int[np.ndarray, " e"]
     value: Float[np.ndarray, " e"]
 
-    def __matmul__(self, x: Vector) -> Vector:
+    def __matmul__(self, x: Float[np.ndarray, " columns"]) -> Float[np.ndarray, " rows"]:
         out = np.empty(len(self.offsets) - 1)
         rows_times(self.offsets, self.index, self.value, x, out)
         return out
@@ -89,19 +90,19 @@ class DensityModel:
         return cls(fixels, by_line, by_line.transposed(len(fixels)))
 
     @cached_property
-    def target(self) -> Vector:
+    def target(self) -> PerFixel:
         return self.fixels.integrals.double().numpy()
 
     @cached_property
-    def lengths(self) -> Vector:
+    def lengths(self) -> PerLine:
         """Length of each line within fixels."""
         return self.by_line @ np.ones(len(self.fixels))
 
-    def density(self, weights: Vector) -> Vector:
+    def density(self, weights: PerLine) -> PerFixel:
         """Summed weighted length in each fixel, mm."""
         return self.by_fixel @ weights
 
-    def proportionality(self, weights: Vector) -> float:
+    def proportionality(self, weights: PerLine) -> float:
         """μ: total fibre density over total weighted length."""
         total = float(self.density(weights).sum())
         return float(self.target.sum()) / total if total > 0 else 0.0
@@ -125,18 +126,18 @@ class DensityObjective:
         return float(np.square(self.model.target[self.fitted]).sum()) / max(len(self.model.lengths), 1)
 
     @cached_property
-    def _per_length(self) -> Vector:
+    def _per_length(self) -> PerLine:
         lengths = self.model.lengths
         return np.where(lengths > 0, 1 / np.where(lengths > 0, lengths, 1), 0)
 
     @cached_property
-    def _shares(self) -> Vector:
+    def _shares(self) -> PerFixel:
         return self.model.by_fixel @ self._per_length
 
-    def residual(self, weights: Vector) -> Vector:
+    def residual(self, weights: PerLine) -> PerFixel:
         return np.where(self.fitted, self.mu * self.model.density(weights) - self.model.target, 0)
 
-    def __call__(self, coefficients: Vector) -> tuple[float, Vector]:
+    def __call__(self, coefficients: PerLine) -> tuple[float, PerLine]:
         with np.errstate(over="ignore", invalid="ignore"):
             weights = np.exp(coefficients)
             residual = self.residual(weights)
@@ -151,7 +152,7 @@ class DensityObjective:
             gradient += self.regularisation.variation * self.unit * slope
         return value, gradient
 
-    def _variation(self, coefficients: Vector) -> tuple[float, Vector]:
+    def _variation(self, coefficients: PerLine) -> tuple[float, PerLine]:
         """The mean minimises the sum it stands in, so only the coefficients' own derivative is left."""
         inside = self._per_length > 0
         sums = self.model.by_fixel @ (coefficients * self._per_length)
@@ -159,7 +160,7 @@ class DensityObjective:
         value = float(np.square(coefficients[inside]).sum()) - float((sums * mean).sum())
         return value, 2 * (coefficients * inside - self._per_length * (self.model.by_line @ mean))
 
-    def curvature(self) -> Vector:
+    def curvature(self) -> PerLine:
         """The diagonal of the Hessian's Gauss–Newton part at weights 1."""
         squares = Ragged(
             self.model.by_line.offsets, self.model.by_line.index, np.square(self.model.by_line.value)
