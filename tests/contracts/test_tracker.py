@@ -25,6 +25,10 @@ RADIUS = 15.0
 DOUBLE = torch.float64
 # The order of convergence that each deterministic method states; all others are stochastic.
 ORDER = {"sdstream": 1, "tensordet": 1, "eudx": 1}
+# How far (rad) mean directions stay behind a bend. iFOD1 draws around its last direction: in a cone of 15° each step of
+# 0.1 mm makes up for about an eighth of what this wide fibre and the last direction differ by, and the circle turns by
+# 0.0067 rad a step.
+LAG = {"ifod1": 8 * 0.0067}
 pytestmark = pytest.mark.parametrize("name", list(TRACKERS))
 
 
@@ -57,7 +61,8 @@ def circles(name: str, grid: ImageGrid, axis: Tensor, centre: Tensor) -> tuple[O
     offset = grid.centres(DOUBLE) - centre
     tangent = torch.linalg.cross(axis.expand_as(offset), offset)
     radius = tangent.norm(dim=-1)
-    tube = (radius > 8) & (radius < 19) & ((offset @ axis).abs() < 6)
+    # No voxel centre lies on a border, where rounding would decide.
+    tube = (radius > 8) & (radius < 19) & ((offset @ axis).abs() < 6.1)
     return orientations(name, grid, tangent / radius.clamp_min(1e-6)[..., None]), Image(grid, tube[None])
 
 
@@ -118,13 +123,14 @@ def test_stays_about_a_circle_on_average(name: str, oblique_affine: Tensor) -> N
     tracker = TRACKERS[name](max_length=12.0, min_length=10.0, one_way=True)
     lines = run(tracker, field, seeds, mask, directions=tangent)
     assert len(lines) > 200
-    ends = lines.offsets[1:] - 1
+    ends = lines.offsets[:-1]  # lines run towards the seed in their first half, the only one here
+    assert torch.equal(lines.per_streamline["seed_point"], lines.offsets[1:] - 1 - ends)
     across, along = radii(lines, axis, centre)[ends] - RADIUS, ((lines.points - centre) @ axis)[ends]
     for offset in (across, along):
         error = float(offset.std()) / math.sqrt(len(lines))
         assert 0.02 < float(offset.std()) < 3  # it spreads, and does not wander freely
-        # Four standard errors, and what a chord of 0.5 mm adds to the radius.
-        assert abs(float(offset.mean())) < 4 * error + 12 * 0.5 / (2 * RADIUS)
+        # Four standard errors, what a chord of 0.5 mm adds to the radius, and what staying behind adds.
+        assert abs(float(offset.mean())) < 4 * error + 12 * (0.5 / (2 * RADIUS) + LAG.get(name, 0.0))
 
 
 def test_never_leaves_the_mask(name: str, oblique_affine: Tensor) -> None:

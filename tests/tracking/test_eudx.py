@@ -141,7 +141,11 @@ def test_every_peak_of_a_seeds_voxel_is_a_start(oblique_affine: Tensor) -> None:
 
 @pytest.mark.reference
 def test_lines_are_those_of_dipy(oblique_affine: Tensor) -> None:
-    """Same peaks, seeds and directions. A line may differ where DIPY's single-precision index of the ends is rounded."""
+    """Same peaks, seeds and directions: of 675 lines 97.3 % were within 0.01 mm.
+
+    The others: ours vote once more at the seed (see the departures), which may choose other peaks for the first steps and
+    shifts the line by some 0.05 mm; and DIPY's ends may lie a step off where its single-precision index is rounded.
+    """
     from dipy.tracking.stopping_criterion import BinaryStoppingCriterion
     from dipy.tracking.tracker import eudx_tracking
 
@@ -151,12 +155,15 @@ def test_lines_are_those_of_dipy(oblique_affine: Tensor) -> None:
     n, k = len(at), field.amplitudes.shape[0]
     turn = oblique_affine[:3, :3] / oblique_affine[:3, :3].norm(dim=0)
     inside = field.directions.permute(2, 3, 4, 0, 1) @ turn  # DIPY's directions run along the voxels' axes
+    inside[(inside == 0).all(-1)] = torch.tensor(
+        [1.0, 0, 0], dtype=DOUBLE
+    )  # absent: DIPY wants a unit vertex all the same
     pam = SimpleNamespace(
         peak_indices=np.arange(inside[..., 0].numel(), dtype=np.int32).reshape(*field.grid.shape, k),
         peak_values=field.amplitudes.permute(1, 2, 3, 0).numpy().copy(),
         odf_vertices=inside.reshape(-1, 3).numpy().copy(),
     )
-    # An absent peak's vertex is zero and never looked at: its value is below the threshold.
+    # An absent peak's vertex is never looked at: its value is below the threshold.
     criterion = BinaryStoppingCriterion(mask.mask.numpy().astype(np.uint8))
     made = eudx_tracking(
         at.numpy().copy(), criterion, oblique_affine.numpy().copy(), seed_directions=(towards @ turn).numpy().copy(),
@@ -179,4 +186,4 @@ def test_lines_are_those_of_dipy(oblique_affine: Tensor) -> None:
     share = float((torch.tensor(nearest) < 0.01).double().mean())
     print(f"{n} starts, {len(ours)} lines of ours, {len(theirs)} of DIPY; {share:.4f} within 0.01 mm")
     assert len(ours) > 300
-    assert share >= 0.95
+    assert share >= 0.965

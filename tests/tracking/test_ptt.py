@@ -14,6 +14,8 @@ from tractode.ops import spherical_harmonics as sh
 from tractode.tracking.ptt import PTT, Frame, transport
 
 DOUBLE = torch.float64
+# Along the straight bundle of `crossing`: in sharp distributions most random starts find no peak uphill.
+STRAIGHT = torch.tensor([0.9, 0.3, 0.2], dtype=DOUBLE)
 
 
 def crossing(affine: Tensor, shape: tuple[int, int, int] = (20, 18, 12)) -> tuple[ShField, Image]:
@@ -23,7 +25,7 @@ def crossing(affine: Tensor, shape: tuple[int, int, int] = (20, 18, 12)) -> tupl
     p = grid.centres(DOUBLE) - grid.to_world(middle)
     hub = torch.tensor([-30.0, 5.0, 3.0], dtype=DOUBLE)
     arc = torch.linalg.cross(torch.tensor([0.1, 0.2, 1.0], dtype=DOUBLE).expand_as(p), p - hub)
-    straight = torch.tensor([0.9, 0.3, 0.2], dtype=DOUBLE).expand_as(p)
+    straight = STRAIGHT.expand_as(p)
     degree = sh.degrees(8).double()
     blur = torch.exp(-0.015 * degree * (degree + 1))
     parts = [sh.basis(v / v.norm(dim=-1, keepdim=True), 8) * blur for v in (arc, straight)]
@@ -34,6 +36,10 @@ def crossing(affine: Tensor, shape: tuple[int, int, int] = (20, 18, 12)) -> tupl
 
 def track(tracker: PTT, field: ShField, seeds: Tensor, mask: Image, **options) -> Streamlines:
     return Streamlines.concatenate(list(tracker.track(field, seeds, mask, **options)), field.grid.space)
+
+
+def along_straight(n: int) -> Tensor:
+    return (STRAIGHT / STRAIGHT.norm()).expand(n, 3)
 
 
 def test_the_frame_follows_a_circle_to_third_order_and_stays_orthonormal() -> None:
@@ -58,12 +64,16 @@ def test_curvatures_are_uniform_in_a_disc_and_turns_stay_below_the_angle(oblique
     field, mask = crossing(oblique_affine)
     tracker = PTT(min_length=2.0, max_length=30.0)
     seeds = mask.grid.to_world(mask.mask.nonzero()[::40].to(DOUBLE))
-    lines = track(tracker, field, seeds, mask)
+    lines = track(tracker, field, seeds, mask, directions=along_straight(len(seeds)))
     assert len(lines) > 20
     step = tracker.lengths(field.grid)[0]
     for line, at in zip(lines, lines.per_streamline["seed_point"].tolist(), strict=True):
         chords = line.diff(dim=0)
-        assert float((chords.norm(dim=-1) - step).abs().max()) < 0.01 * step
+        # A step goes h along the tangent and at most h²κ/2 = h sin 10° across it.
+        stretch = chords.norm(dim=-1) / step
+        assert (
+            1 - 1e-9 < float(stretch.min()) <= float(stretch.max()) < math.hypot(1, math.sin(math.radians(10))) + 1e-9
+        )
         turns = torch.rad2deg(
             torch.acos((chords[1:] * chords[:-1]).sum(-1) / chords[1:].norm(dim=-1) / chords[:-1].norm(dim=-1))
         )
@@ -75,7 +85,10 @@ def test_the_compiled_loop_follows_the_same_lines(oblique_affine: Tensor) -> Non
     field, mask = crossing(oblique_affine)
     seeds = mask.grid.to_world(mask.mask.nonzero()[::80].to(DOUBLE))
     settings = {"min_length": 2.0, "max_length": 8.0, "probe_count": 3, "probe_radius": 0.4, "exponent": 1.5}
-    loop, march = (track(PTT(compiled=flag, **settings), field, seeds, mask) for flag in (True, False))
+    directions = along_straight(len(seeds))
+    loop, march = (
+        track(PTT(compiled=flag, **settings), field, seeds, mask, directions=directions) for flag in (True, False)
+    )
     assert len(loop) > 8
     assert torch.equal(loop.offsets, march.offsets)
     assert torch.equal(loop.per_streamline["seed"], march.per_streamline["seed"])
@@ -94,10 +107,11 @@ def test_lines_follow_the_data_not_the_frame(oblique_affine: Tensor) -> None:
     lines = track(
         PTT(max_length=20.0, min_length=15.0, one_way=True), field, seeds, mask, directions=axes[:1].expand(300, 3)
     )
-    assert len(lines) == 300
-    ends = lines.points[lines.offsets[1:] - 1] - seeds
+    # A few are lost: they turn so far off that no probe finds support. DIPY loses as many (see below).
+    assert len(lines) > 280
+    ends = lines.points[lines.offsets[:-1]] - seeds[0]  # the seed is the last point of the first half
     across = ends @ axes[1:].mT
-    assert (across.mean(0).abs() < 4 * across.std(0) / math.sqrt(300)).all()
+    assert (across.mean(0).abs() < 4 * across.std(0) / math.sqrt(len(lines))).all()
     spread = across.std(0)
     assert 0.75 < float(spread[0] / spread[1]) < 1.33
     assert 0.2 < float(spread[0]) < 4
@@ -128,8 +142,7 @@ def test_distributions_are_those_of_dipy(oblique_affine: Tensor) -> None:
     convert = torch.linalg.lstsq(theirs_basis, ours_basis).solution
     coeffs = (field.coeffs.permute(1, 2, 3, 0) @ convert.mT).numpy().copy()
     seeds = mask.grid.to_world(mask.mask.nonzero()[::4].to(DOUBLE))
-    tangent = torch.tensor([0.9, 0.3, 0.2], dtype=DOUBLE)
-    tangent = (tangent / tangent.norm()).expand(len(seeds), 3)
+    tangent = along_straight(len(seeds))
     settings = {"step_mm": 0.5, "min_length": 5.0, "max_length": 80.0, "probe_mm": 1.5}
     runs = [
         track(PTT(**settings), field, seeds, mask, generator=torch.Generator().manual_seed(s), directions=tangent)
@@ -161,8 +174,10 @@ def test_distributions_are_those_of_dipy(oblique_affine: Tensor) -> None:
     medians = [float(lines.lengths().median()) for lines in (*runs, theirs)]
     shares = [len(lines) / len(seeds) for lines in (*runs, theirs)]
     print(f"correlation {own:.3f} {other:.3f}; median length {medians}; accepted {shares}")
+    # Measured: 0.666 beside 0.654 of our own; 24.7 mm beside 24.1 and 24.7; 0.988 accepted beside 0.990 and 0.981.
     assert other > own - 0.03
-    assert abs(medians[2] - medians[0]) < 0.1 * medians[0]
+    assert abs(medians[2] - medians[0]) < 0.05 * medians[0]
+    assert abs(shares[2] - shares[0]) < 0.02
 
 
 def _density(lines: Streamlines, mask: Image) -> Tensor:

@@ -8,7 +8,8 @@ the next direction, unless the voxels that gave one weigh less than ``min_weight
 Departures: ``cutoff`` is on the amplitudes as they are (0.1, as for the other trackers of FODs; DIPY's 0.0239 is meant
 for quantitative anisotropy); lines longer than ``max_length`` are cut, not dropped; between the outermost voxel centres
 and the edge of the image the outermost centres vote; one line a seed, from the peak of the seed's voxel nearest to the
-seed's direction (`starts_at_peaks` gives every peak its own, as DIPY does); steps are in mm along each axis.
+seed's direction (`starts_at_peaks` gives every peak its own, as DIPY does), and the vote around the seed for that peak,
+not the peak, is the direction that both halves start from; steps are in mm along each axis.
 
 The vote is smooth at a fixed choice of peaks: lines have derivatives with respect to the peaks' directions and the seeds.
 Which peak a voxel gives, and whether it gives one, is piecewise constant and has none; amplitudes only choose.
