@@ -142,7 +142,7 @@ def test_lengths_maps_and_connectomes_have_the_gradient_of_finite_differences(fa
 
     coeffs = field.coeffs.clone().requires_grad_()
     assert torch.autograd.gradcheck(function, (coeffs,), fast_mode=True, atol=1e-5, rtol=1e-4)
-    assert float(function(coeffs)[0].min()) > 0.5
+    assert float(function(coeffs)[0].detach().min()) > 0.5
 
 
 def test_ends_are_where_survival_is_lost() -> None:
@@ -166,20 +166,21 @@ def test_ends_are_where_survival_is_lost() -> None:
     assert float(soft_lengths(lines, onward)) == pytest.approx(0.5 + 0.8 + 0.9 + 0.6 + 0.2)
 
 
-def test_a_line_that_starts_at_its_end_ends_there_too(fading: tuple[ShField, Image]) -> None:
+def test_a_line_with_its_seed_at_one_end_ends_there_too(fading: tuple[ShField, Image]) -> None:
     field, mask = fading
-    lines = lines_of(field, mask, dataclasses.replace(TRACKER, one_way=True, cutoff=0.1))
-    assert bool((lines.per_streamline["seed_point"] == 0).all())
+    # All points lie between the centres of the outermost voxels, where sampling the image of ones gives 1.
+    inner = torch.zeros_like(mask.mask)
+    inner[1:-1, 1:-1, 1:-1] = True
+    lines = lines_of(field, Image(field.grid, inner[None]), dataclasses.replace(TRACKER, one_way=True, cutoff=0.1))
+    assert len(lines) > 2
+    # A line runs from the end of its first half to its seed; there is no second half.
+    assert torch.equal(lines.per_streamline["seed_point"], lines.n_points - 1)
     everywhere = Image(field.grid, torch.ones(1, *field.grid.shape, dtype=DOUBLE))
     weights = survival(lines, field, SoftTermination(0.4, 0.05))
     first, second = end_memberships(lines, weights, everywhere)
-    inside = (lines.points - lines.points).sum(-1).index_select(0, lines.offsets[:-1]) + 1
-    vox = field.grid.to_voxel(lines.points)
-    well = ((vox > 0) & (vox < torch.tensor([8.0, 7, 6]))).all(-1)
-    good = torch.ones(len(lines), dtype=torch.bool)
-    good[lines.streamline_of_point[~well]] = False
-    torch.testing.assert_close(first[good, 0], inside[good])
-    torch.testing.assert_close(second[good, 0], inside[good])
+    whole = torch.ones(len(lines), dtype=DOUBLE)
+    torch.testing.assert_close(first[:, 0], whole)
+    torch.testing.assert_close(second[:, 0], whole)
 
 
 def test_a_soft_mask_ends_lines_where_it_falls(fading: tuple[ShField, Image]) -> None:
