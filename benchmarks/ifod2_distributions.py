@@ -7,8 +7,8 @@ For ours against tckgen (``ours``), tckgen against tckgen (``tckgen_itself``) an
 
 - ``length_ks``, ``turn_ks``: two-sample Kolmogorov–Smirnov statistics (and ``_p``) of length in mm and of mean turn in
   rad/mm (the sum of the angles between segments over the length);
-- ``visits_correlation``: Pearson's correlation of the maps of how many lines pass through each voxel, over voxels that any
-  of the lines visits; ``visits_difference``: the sum of the absolute differences over that of the means.
+- ``visits_correlation``: Pearson's correlation of the maps of how many lines pass through each voxel, over the mask;
+  with so few lines it is mostly noise, and has to be read beside that of two runs of one program; ``visits_difference``: the sum of the absolute differences over that of the means.
 
 `compare` does it for any two sets of lines, `subject` for any FOD and mask.
 """
@@ -80,9 +80,9 @@ def subject(fod: Path, mask: Path, folder: Path, n: int, algorithm: str = "iFOD2
     ours = [tracked(ALGORITHMS[algorithm](), field, inside, n, random_seed) for random_seed in RANDOM_SEEDS]
     return {
         "n": n,
-        "ours": compare(ours[0], theirs[0], field.grid),
-        "tckgen_itself": compare(theirs[1], theirs[0], field.grid),
-        "ours_itself": compare(ours[1], ours[0], field.grid),
+        "ours": compare(ours[0], theirs[0], inside),
+        "tckgen_itself": compare(theirs[1], theirs[0], inside),
+        "ours_itself": compare(ours[1], ours[0], inside),
     }
 
 
@@ -97,16 +97,16 @@ def tckgen(fod: Path, mask: Path, folder: Path, n: int, algorithm: str, random_s
     return read_tractogram(folder / "peer.tck", "dwi")[0]
 
 
-def compare(first: Streamlines, second: Streamlines, grid: ImageGrid) -> dict[str, float]:
-    """The statistics of two sets of lines; see the head of this file."""
+def compare(first: Streamlines, second: Streamlines, mask: Image) -> dict[str, float]:
+    """The statistics of two sets of lines in a mask; see the head of this file."""
     found: dict[str, float] = {}
     both = [measures(lines) for lines in (first, second)]
     for name, values in zip(("length", "turn"), zip(*both, strict=True), strict=True):
         test = stats.ks_2samp(*values)
         found |= {f"{name}_ks": float(test.statistic), f"{name}_p": float(test.pvalue)}
     found |= {"length_mean_mm": float(both[0][0].mean()), "peer_length_mean_mm": float(both[1][0].mean())}
-    a, b = (visits(lines, grid) / len(lines) for lines in (first, second))
-    seen = (a > 0) | (b > 0)
+    a, b = (visits(lines, mask.grid) / len(lines) for lines in (first, second))
+    seen = mask.mask.ravel().numpy()
     found["visits_correlation"] = float(np.corrcoef(a[seen], b[seen])[0, 1])
     found["visits_difference"] = float(2 * np.abs(a - b).sum() / (a + b).sum())
     return found
