@@ -213,7 +213,9 @@ def main() -> None:
                 fod, mask = real(name, folder)
                 found[name] = compared(fod, mask, mask, options.lines, folder)[0]
             shutil.rmtree(folder / "fixels", ignore_errors=True)
-    found["meta"] = meta(f"python benchmarks/task_weights.py --lines {options.lines} --size {options.size}")
+    found["meta"] = meta(
+        f"python benchmarks/task_weights.py --lines {options.lines} --size {options.size} --only {' '.join(options.only)}"
+    )
     text = json.dumps(found, indent=2) + "\n"
     print(text, end="")
     if options.output:
