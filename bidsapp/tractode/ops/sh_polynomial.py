@@ -45,13 +45,13 @@ def order_of(n_components: int) -> int:
 def contraction(components: Float[Tensor, "n m"], directions: Float[Tensor, "3 m"]) -> Float[Tensor, "6 m"]:
     """``B``: the tensor contracted with each direction until a symmetric 3×3 matrix is left."""
     weights = _divided_monomials(directions, order_of(components.shape[0]) - 2)
-    out = components.new_zeros(6, components.shape[1])
-    first, second, third = out[0], out[1:3], out[3:6]
+    # Three sums and not views of one: a sum that grows in place must not change another's history under autograd.
+    first, second, third = (components.new_zeros(n, components.shape[1]) for n in (1, 2, 3))
     for weight, (xx, xy, yy) in zip(weights.unbind(0), _rows(len(weights)), strict=True):
-        first.addcmul_(weight, components[xx])
+        first.addcmul_(weight, components[xx : xx + 1])
         second.addcmul_(weight, components[xy : xy + 2])
         third.addcmul_(weight, components[yy : yy + 3])
-    return out
+    return torch.cat((first, second, third))
 
 
 def contraction_transpose(
