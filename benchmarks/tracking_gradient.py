@@ -325,11 +325,14 @@ def unrolled(n: int, steps: int) -> Record:
     with torch.autograd.graph.saved_tensors_hooks(kept, lambda x: x):
         points = theirs()
     iterations = len(used) / (steps + 1)
-    mb = kept.bytes / (n * steps)
+    mb = kept.bytes / points[..., 0].numel()
     del kept
     backward(points)
-    mine = ours()
+    ours_kept = Kept(3)
+    with torch.autograd.graph.saved_tensors_hooks(ours_kept, lambda x: x):
+        mine = ours()
     backward(mine)
+    our_mb = round(ours_kept.bytes / len(mine), 3)
     (their_one, their_two), (one, two) = best(theirs, backward, 1), best(ours, backward, 3)
     return {
         "n": n,
@@ -338,7 +341,7 @@ def unrolled(n: int, steps: int) -> Record:
         "mb_per_1000x1000": round(mb, 1),
         "forward_s": their_one,
         "backward_s": their_two,
-        "ours": {"forward_s": one, "backward_s": two, "points": len(mine), "mb_per_1000x1000": 24.0},
+        "ours": {"forward_s": one, "backward_s": two, "points": len(mine), "mb_per_1000x1000": our_mb},
         "ratio_cpu": round((their_one["cpu"] + their_two["cpu"]) / (one["cpu"] + two["cpu"]), 1),
         "largest_difference_mm": float(
             (points.detach().flip(0).permute(2, 0, 1).reshape(-1, 3) - mine.detach()).abs().max()
