@@ -35,7 +35,7 @@ class Probes:
     ratio: float
 
 
-def sharpest(order: int) -> Callable[[float], float]:
+def sharpest(order: int) -> np.polynomial.legendre.Legendre:
     """The sharpest distribution of an order, harmonics of a point on the sphere, as a function of the cosine to it."""
     weights = [float(2 * degree + 1) for degree in range(0, order + 1, 2)]
     return np.polynomial.legendre.Legendre([w for even in weights for w in (even, 0.0)])

@@ -28,7 +28,7 @@ class Rules(NamedTuple):
     exponent: float
     spacing: float
     quality: int
-    count: int
+    n_around: int
     radius: float
     minimum: int
     maximum: int
@@ -70,8 +70,8 @@ def amplitude_at(field, work, rules, frame):
     columns, grid, powers = work
     kind = grid.dtype.type
     total = kind(0)
-    for point in range(rules.count):
-        turn = 2 * math.pi * point / rules.count
+    for point in range(rules.n_around):
+        turn = 2 * math.pi * point / rules.n_around
         across, along = kind(rules.radius * math.cos(turn)), kind(rules.radius * math.sin(turn))
         px = frame[0] + across * frame[6] + along * frame[9]
         py = frame[1] + across * frame[7] + along * frame[10]
@@ -81,7 +81,7 @@ def amplitude_at(field, work, rules, frame):
             value = amplitude(field.starts, grid, powers, frame[3], frame[4], frame[5])
             if value > kind(rules.cutoff):
                 total += value
-    return total / kind(rules.count)
+    return total / kind(rules.n_around)
 
 
 @inner
