@@ -118,26 +118,26 @@ def lesions(
     return rows
 
 
-def measure(seeds: int, voxels: int, balls: int) -> dict[str, Any]:
+def measure(seeds: int, voxels: int, balls: int, connections: list[str], shares: list[float]) -> dict[str, Any]:
     pairs: list[tuple[float, float]] = []
-    ranks: dict[str, list[tuple[float, float]]] = {str(share): [] for share in SHARES}
+    ranks: dict[str, list[tuple[float, float]]] = {str(share): [] for share in shares}
     for seed in range(seeds):
         scene = Scene(seed)
-        for name in CONNECTIONS:
+        for name in connections:
             generator = torch.Generator().manual_seed(seed)
             probe = scene.probe(name)
             found = sensitivity(scene.model, scene.signal, scene.gtab, scene.field, probe)
             with torch.no_grad():
                 pairs += differences(scene, probe, found, generator, voxels)
-                for share in SHARES:
+                for share in shares:
                     rows = np.array(lesions(scene, probe, found, name, generator, balls, share))
                     soft, hard = (float(spearmanr(rows[:, 0], rows[:, k]).statistic) for k in (1, 2))
                     ranks[str(share)].append((soft, hard))
     predicted, actual = torch.tensor(pairs, dtype=torch.float64).unbind(1)
     relative = (predicted - actual).abs() / actual.abs().clamp_min(1e-12)
     return {
-        "n": seeds * len(CONNECTIONS),
-        "data": f"phantoms of {VOXEL:g} mm, SNR {SNR:g}, connections {', '.join(CONNECTIONS)}, {seeds} noise seeds",
+        "n": seeds * len(connections),
+        "data": f"phantoms of {VOXEL:g} mm, SNR {SNR:g}, connections {', '.join(connections)}, {seeds} noise seeds",
         "finite_differences": {
             "n": len(pairs),
             "relative_error_of_all": float((predicted - actual).norm() / actual.norm()),
@@ -162,12 +162,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--voxels", type=int, default=6)
     parser.add_argument("--lesions", type=int, default=12)
+    parser.add_argument("--connections", nargs="+", choices=CONNECTIONS, default=list(CONNECTIONS))
+    parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="of anisotropy lost in a lesion")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    result = {"sensitivity": measure(options.seeds, options.voxels, options.lesions)}
+    result = {
+        "sensitivity": measure(options.seeds, options.voxels, options.lesions, options.connections, options.shares)
+    }
     command = (
-        f"benchmarks/task_sensitivity.py --seeds {options.seeds} --voxels {options.voxels} --lesions {options.lesions}"
+        f"benchmarks/task_sensitivity.py --seeds {options.seeds} --voxels {options.voxels} --lesions {options.lesions} "
+        f"--connections {' '.join(options.connections)} --shares {' '.join(f'{s:g}' for s in options.shares)}"
     )
     text = json.dumps(result | {"meta": meta(command)}, indent=2)
     print(text)
