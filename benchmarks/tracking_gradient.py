@@ -325,7 +325,7 @@ def unrolled(n: int, steps: int) -> Record:
     with torch.autograd.graph.saved_tensors_hooks(kept, lambda x: x):
         points = theirs()
     iterations = len(used) / (steps + 1)
-    mb = kept.bytes / points[..., 0].numel()
+    mb = kept.bytes / (points.numel() / 3)
     del kept
     backward(points)
     ours_kept = Kept(3)
