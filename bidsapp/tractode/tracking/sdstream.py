@@ -10,7 +10,7 @@ moves one step along it. A line ends without a new point where there is no data,
 where the new direction turns by more than ``angle``, or where the next point would leave the mask; it ends with a new
 point where it has as many as ``max_length`` allows. Both directions are followed from the seed.
 
-Runge and Kutta's fourth-order step (``-rk4``) takes the mean of four peaks, each of the first three telling where the
+Runge and Kutta's four-stage step (``-rk4``) takes the mean of four peaks, each of the first three telling where the
 next is sought. A fifth peak, at the new point, must be there and within ``angle`` of the first; no other turn is limited.
 """
 
@@ -49,7 +49,7 @@ class SDStream(StreamlineTracker):
     Attributes
     ----------
     integration
-        ``"euler"``, or ``"rk4"`` for the fourth-order step.
+        ``"euler"``, or ``"rk4"`` for Runge and Kutta's four-stage step.
     max_growth
         A bound on how much a gradient may grow along a line; see `adjoint.Derivative`.
     report_growth
@@ -182,7 +182,7 @@ class PeakStepper(Stepper):
 
 @dataclass(frozen=True, eq=False)
 class RungeKuttaStepper(PeakStepper):
-    """One fourth-order step. The rows of a state are position, direction, and the direction again."""
+    """One four-stage step of Runge and Kutta. The rows of a state are position, direction, and the direction again."""
 
     def advance(
         self, state: Float[Tensor, "9 m"], number: Int[Tensor, " m"], taken: Int[Tensor, " m"]
