@@ -114,7 +114,7 @@ def _add_features(add: Callable[..., Any], several: dict[str, Any]) -> None:
         "--refine-orientations",
         dest="refine_orientations",
         action="store_true",
-        help="optimise the orientation field through its own streamlines before tracking",
+        help="refine the orientation field by fibre continuity before tracking: for noisy scans (SNR below about 10)",
     )
     add(
         "--streamline-weights",
