@@ -24,9 +24,6 @@ from tractode.models import MODELS
 from tractode.reports import figures_registration, figures_tractogram
 from tractode.reports.sample import StreamlineSample
 
-SHOWN = 20_000
-"""Streamlines held for the pictures; the others go to the file as they come."""
-
 
 @dataclass(frozen=True)
 class Link:
@@ -146,7 +143,7 @@ class NormaliseDwi(Step):
     def _write_tractograms(self, writer: StepWriter, grid: ImageGrid, backward: Transform, background: Image) -> None:
         run, template, job = self.inputs.run, self.inputs.template.name, self.inputs.job
         for track, outputs in zip(self.inputs.tracks, self.inputs.tractograms, strict=True):
-            source, sample = Path(outputs["tractogram"]), StreamlineSample(template, SHOWN)
+            source, sample = Path(outputs["tractogram"]), StreamlineSample(template)
             name = {"datatype": "dwi", "space": template, "track": track, "suffix": "tractogram"}
             write = partial(_write_moved, source=source, grid=grid, backward=backward, sample=sample)
             writer.write(f"{track}-tractogram", derivative(run.entities, extension=".trx", **name), write)

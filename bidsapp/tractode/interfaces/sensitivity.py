@@ -16,6 +16,7 @@ from tractode.fields import DWI, Image, ShField
 from tractode.fields.sh import order_of
 from tractode.interfaces.scan import load_scan
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
+from tractode.interfaces.tracking_plan import WHITE_MATTER_FA
 from tractode.io.nifti import read_image
 from tractode.models import MODELS
 from tractode.reports import figures_sensitivity
@@ -23,9 +24,6 @@ from tractode.tracking.method import StreamlineTracker
 from tractode.tracking.seeds import seeds_in_mask
 from tractode.tracking.sensitivity import Probe, Sensitivity, sensitivity
 from tractode.tracking.survival import SoftTermination, memberships
-
-WHITE_MATTER_FA = 0.2
-"""Seeds start where the tensor's FA is above this, if a tensor was fitted."""
 
 BATCH = 2048
 """Seeds tracked at once: weights along lines are kept for the derivative, so fewer than tracking alone could hold."""

@@ -27,9 +27,6 @@ from tractode.tracking.propagate import track_until
 SEEDS_PER_STREAMLINE = 1000
 """Tracking gives up after this many seeds a streamline asked for, as MRtrix3 does."""
 
-SHOWN = 20_000
-"""Streamlines held for the pictures; the others go to the file as they come."""
-
 
 class TrackInputSpec(StepInputSpec):
     run = traits.Any(mandatory=True, desc="a DwiRun")
@@ -78,7 +75,7 @@ class Track(Step):
         field = self._field(space)
         mask, _ = read_image(Path(self.inputs.prepared["mask"]), space)
         tracker = plan.tracker(self.inputs.method)
-        sample = StreamlineSample(space, SHOWN)
+        sample = StreamlineSample(space)
         n_seeds = self._stream(writer, tracker, field, mask, sample)
         self._describe(writer, tracker, mask, sample, n_seeds)
         background, _ = read_image(Path(self.inputs.prepared["dwiref"]), space)

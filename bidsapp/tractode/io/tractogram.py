@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tractode.errors import InputDataError, MissingInputError, UsageError
+from tractode.errors import InputDataError, MissingInputError
 from tractode.fields import ImageGrid, Streamlines
-from tractode.io.tractogram_stream import stream_to
+from tractode.io.tractogram_stream import stream_to, unknown_format
 
 DTYPES = (
     "float16",
@@ -56,7 +56,7 @@ def write_tractogram(path: Path, lines: Streamlines, grid: ImageGrid) -> None:
 def read_tractogram(path: Path, space: str) -> tuple[Streamlines, list[TractogramNote]]:
     """Read ``.trx`` or ``.tck``. Lines with points that are not finite are dropped and counted in a note."""
     if path.suffix not in (".trx", ".tck"):
-        raise _unknown(path)
+        raise unknown_format(path)
     if not path.is_file():
         raise MissingInputError(
             "There is no such tractogram",
@@ -235,13 +235,3 @@ def _invalid(
     path: Path, found: str, id: str, needed: str, fix: str = "write the tractogram again, or leave it out"
 ) -> InputDataError:
     return InputDataError(found, id=id, path=path, needed=needed, fix=fix)
-
-
-def _unknown(path: Path) -> UsageError:
-    return UsageError(
-        f"Tractograms of type {path.suffix!r} are not known",
-        id="E-TRACT-FORMAT",
-        path=path,
-        needed=".trx or .tck",
-        fix="choose one of these formats",
-    )

@@ -67,7 +67,12 @@ def stream_to(path: Path, grid: ImageGrid) -> TractogramStream:
         return TrxStream(path, grid)
     if path.suffix == ".tck":
         return TckStream(path)
-    raise UsageError(
+    raise unknown_format(path)
+
+
+def unknown_format(path: Path) -> UsageError:
+    """The refusal of an extension that is neither."""
+    return UsageError(
         f"Tractograms of type {path.suffix!r} are not known",
         id="E-TRACT-FORMAT",
         path=path,

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from tractode.fields.streamlines import Streamlines
 
+SHOWN = 20_000
+"""Streamlines held for the pictures; the others go to the file as they come."""
+
 
 class StreamlineSample:
     """Every n-th streamline of all that were added, n the least power of two that keeps at most ``most``.
@@ -15,7 +18,7 @@ class StreamlineSample:
     Which ones are kept depends on their order only, not on the batches. Lengths (mm) are kept of all.
     """
 
-    def __init__(self, space: str, most: int) -> None:
+    def __init__(self, space: str, most: int = SHOWN) -> None:
         self.space, self.most = space, most
         self.n_seen = 0
         self._spacing = 1

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tractode.errors import InternalError
 from tractode.tracking.peaks import MAX_ITERATIONS, pad_to_lanes
 from tractode.tracking.stopping import PointLimits
 
@@ -72,7 +73,7 @@ class Engine(ABC):
 
     def points(self, paths: Paths, seeds: Float[Tensor, "s 3"]) -> Float[Tensor, "p 3"]:
         """``paths.points`` as a function of the field and of the batch's seeds, where the method has a derivative."""
-        raise NotImplementedError(f"{type(self).__name__} has no derivative.")
+        raise InternalError(f"{type(self).__name__} has no derivative", id="E-BUG-DERIVATIVE")
 
     def per_point(self, paths: Paths) -> dict[str, Tensor]:
         """Data of every point of the lines beyond its place, where some were asked for. No gradient."""
