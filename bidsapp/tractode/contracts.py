@@ -138,9 +138,22 @@ class Rule(ABC):
 
 
 class SimilarityMetric(ABC):
-    """A cost between images on one grid: least where they are aligned."""
+    """A cost between images on one grid: least where they are aligned.
+
+    Parameters
+    ----------
+    is_multimodal
+        Whether it may compare images of different contrast.
+    invariances
+        What may happen to one image's intensities without changing the cost: ``linear`` (gain of either sign, offset),
+        ``shading`` (a gain that varies slowly over the image), ``mapping`` (any smooth one-to-one change).
+    needs_grid
+        Whether it compares neighbourhoods, so that it must be given whole grids and not points picked from them.
+    """
 
     is_multimodal: ClassVar[bool]
+    invariances: ClassVar[frozenset[str]] = frozenset()
+    needs_grid: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(
@@ -153,8 +166,19 @@ class SimilarityMetric(ABC):
 
 
 class Regulariser(ABC):
-    """A cost of a velocity or displacement on a grid."""
+    """A cost of a velocity or displacement on a grid; 0 for a shift unless ``resists_shifts``."""
+
+    resists_shifts: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(self, values: Float[Tensor, "3 i j k"], voxel_sizes: tuple[float, float, float]) -> Float[Tensor, ""]:
-        """The cost of a vector field in mm on voxels of the given size in mm."""
+    def __call__(
+        self,
+        values: Float[Tensor, "3 i j k"],
+        voxel_sizes: tuple[float, float, float],
+        weight: Float[Tensor, "i j k"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The cost of a vector field in mm on voxels of the given size in mm, components along the grid's axes.
+
+        ``weight`` multiplies the cost of every voxel before the mean over all of them is taken, so a weight of 2
+        everywhere costs twice as much, and a weight of 0 frees a place.
+        """

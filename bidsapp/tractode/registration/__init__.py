@@ -5,8 +5,12 @@ from tractode.registry import Registry
 METRICS = Registry(
     "similarity metric",
     {
+        "cr": "tractode.registration.metrics.correlation_ratio:CorrelationRatio",
+        "lmi": "tractode.registration.metrics.local_mutual_information:LocalMutualInformation",
+        "lncc": "tractode.registration.metrics.lncc:LNCC",
         "mi": "tractode.registration.metrics.mutual_information:MutualInformation",
         "mind": "tractode.registration.metrics.mind:MIND",
+        "mind6": "tractode.registration.metrics.mind:MIND6",
         "mse": "tractode.registration.metrics.mse:MeanSquares",
     },
 )
@@ -15,6 +19,8 @@ REGULARISERS = Registry(
     {
         "gradient": "tractode.registration.regularisers.gradient:Gradient",
         "bending": "tractode.registration.regularisers.bending:Bending",
+        "curvature": "tractode.registration.regularisers.curvature:Curvature",
+        "magnitude": "tractode.registration.regularisers.magnitude:Magnitude",
         "folding": "tractode.registration.regularisers.folding:Folding",
     },
 )

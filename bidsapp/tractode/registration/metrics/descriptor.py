@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,4 +34,7 @@ class DescriptorMetric(SimilarityMetric):
         moving: Float[Tensor, "c i j k"],
         mask: Float[Tensor, "i j k"] | None = None,
     ) -> Float[Tensor, ""]:
+        if mask is not None:
+            # A descriptor inside the mask may reach beyond it: what it finds there counts, but is not to be changed.
+            fixed, moving = (torch.where(mask > 0, image, image.detach()) for image in (fixed, moving))
         return self.compare(self.describe(fixed), self.describe(moving), mask)

@@ -72,6 +72,7 @@ class MutualInformation(SimilarityMetric):
 
     bins: int = 32
     is_multimodal: ClassVar[bool] = True
+    invariances: ClassVar[frozenset[str]] = frozenset({"linear", "mapping"})
 
     def __call__(
         self,
@@ -81,11 +82,12 @@ class MutualInformation(SimilarityMetric):
     ) -> Float[Tensor, ""]:
         inside = torch.ones_like(fixed[0], dtype=torch.bool) if mask is None else mask > 0
         weights = torch.ones_like(fixed[0])[inside] if mask is None else mask[inside].to(fixed)
-        first = parzen(_between_extremes(fixed[0][inside]), self.bins)
-        second = parzen(_between_extremes(moving[0][inside]), self.bins)
+        first = parzen(between_extremes(fixed[0][inside]), self.bins)
+        second = parzen(between_extremes(moving[0][inside]), self.bins)
         return -normalised_mutual_information((first * weights[:, None]).mT @ second)
 
 
-def _between_extremes(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def between_extremes(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Scaled so that the least value is 0 and the greatest 1."""
     low, high = values.detach().min(), values.detach().max()
     return (values - low) / (high - low).clamp_min(1e-12)

@@ -9,11 +9,17 @@ from torch import Tensor
 
 from tractode.contracts import Regulariser
 from tractode.ops import finite_difference
+from tractode.registration.regularisers.weighting import mean_of
 
 
 @dataclass(frozen=True)
 class Gradient(Regulariser):
     """Mean over voxels of ``|∇u|²``, (mm/mm)²; 0 for a shift, unchanged by turning the world."""
 
-    def __call__(self, values: Float[Tensor, "3 i j k"], voxel_sizes: tuple[float, float, float]) -> Float[Tensor, ""]:
-        return finite_difference.gradient(values, voxel_sizes).square().sum((0, 1)).mean()
+    def __call__(
+        self,
+        values: Float[Tensor, "3 i j k"],
+        voxel_sizes: tuple[float, float, float],
+        weight: Float[Tensor, "i j k"] | None = None,
+    ) -> Float[Tensor, ""]:
+        return mean_of(finite_difference.gradient(values, voxel_sizes).square().sum((0, 1)), weight)
