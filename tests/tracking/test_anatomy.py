@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from tractode.tracking.anatomy import Anatomy, with_anatomy
 from tractode.tracking.interface_seeding import InterfaceSeeding
 from tractode.tracking.propagate import track_until
 from tractode.tracking.sdstream import SDStream
+from tractode.tracking.stopping import mean_voxel_size
 from tractode.tracking.tissues import TissueMaps
 
 CORTEX, DEEP, WHITE, CSF, LESION = range(5)
@@ -161,3 +164,22 @@ def test_what_does_not_fit_is_refused(grid: ImageGrid) -> None:
     elsewhere = Image(grid.renamed("elsewhere"), torch.ones(1, *grid.shape))
     with pytest.raises(SpaceMismatchError, match="elsewhere"):
         Anatomy(tissues, elsewhere)
+
+
+def test_what_is_cut_away_does_not_count_towards_the_greatest_length(grid: ImageGrid) -> None:
+    tissues = maps(grid, (CORTEX, 2), (WHITE, 6), (CORTEX, 16))
+    through = line(grid, 10.1, 2.1, 22.1)
+    whole = rule(tissues)
+    (kept,) = whole.apply(through).lengths().tolist()
+    assert kept < through.lengths().item() - 10
+    assert len(dataclasses.replace(whole, max_length=kept + 0.1).apply(through)) == 1
+    assert len(dataclasses.replace(whole, max_length=kept - 0.1).apply(through)) == 0
+    assert whole.facts()["MaximumLength"] == pytest.approx(100 * mean_voxel_size(grid))
+
+
+@pytest.mark.parametrize("greatest", [None, 30.0])
+def test_trackers_leave_lengths_to_anatomy(greatest: float | None, grid: ImageGrid) -> None:
+    plain = SDStream(max_length=greatest)
+    constrained = with_anatomy(plain, grid)
+    step, _, most = plain.lengths(grid)
+    assert constrained.lengths(grid) == pytest.approx((step, step, 2 * most))

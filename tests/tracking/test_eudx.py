@@ -96,8 +96,9 @@ def test_the_compiled_loop_follows_the_same_lines(oblique_affine: Tensor) -> Non
 
 @pytest.mark.parametrize("of", ["peaks", "seeds", "step"])
 def test_gradients_are_those_of_finite_differences(of: str, oblique_affine: Tensor) -> None:
-    field, mask = crossing(oblique_affine, noise=0.1)
-    seeds = seeds_in(mask, 300)
+    # So much noise that the peak at some seeds and the way it leads to choose different voxels' peaks.
+    field, mask = crossing(oblique_affine, noise=0.2)
+    seeds = seeds_in(mask, 60)
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(100_000, 3, dtype=DOUBLE, generator=generator)
     start = {"peaks": field.directions, "seeds": seeds, "step": torch.tensor(0.5, dtype=DOUBLE)}[of]
@@ -139,42 +140,52 @@ def test_every_peak_of_a_seeds_voxel_is_a_start(oblique_affine: Tensor) -> None:
     assert torch.allclose(towards.norm(dim=-1), torch.ones(len(towards), dtype=DOUBLE))
 
 
-@pytest.mark.reference
-def test_lines_are_those_of_dipy(oblique_affine: Tensor) -> None:
-    """Same peaks, seeds and directions: of 675 lines 97.3 % were within 0.01 mm.
+def bordered(field: PeakField, mask: Image) -> tuple[PeakField, Image]:
+    """The same with a voxel of nothing on every side, so that the outermost voxels do not vote beyond their centres."""
+    affine = field.grid.affine.clone()
+    affine[:3, 3] -= affine[:3, :3].sum(1)
+    grid = ImageGrid((field.grid.shape[0] + 2, field.grid.shape[1] + 2, field.grid.shape[2] + 2), affine, "phantom")
+    wider = [torch.nn.functional.pad(t.to(DOUBLE), (1,) * 6) for t in (field.directions, field.amplitudes, mask.values)]
+    return PeakField(grid, wider[0], wider[1]), Image(grid, wider[2] > 0.5)
 
-    The others: ours vote once more at the seed (see the departures), which may choose other peaks for the first steps and
-    shifts the line by some 0.05 mm; and DIPY's ends may lie a step off where its single-precision index is rounded.
+
+@pytest.mark.reference
+@pytest.mark.parametrize(("voxels", "least"), [("cubes", 1.0), ("bricks", 0.99)])
+def test_lines_are_those_of_dipy(voxels: str, least: float, oblique_affine: Tensor) -> None:
+    """Same peaks, seeds and directions: all of 649 lines within 0.01 mm where voxels are cubes.
+
+    Where they are not, DIPY compares the second half's first step with the first half's in units of voxels, which
+    chooses other peaks for 5 of 674. In the test there is nothing beyond the image: DIPY lets no voxel vote there.
     """
     from dipy.tracking.stopping_criterion import BinaryStoppingCriterion
     from dipy.tracking.tracker import eudx_tracking
 
-    field, mask = crossing(oblique_affine, noise=0.15)
-    seeds = seeds_in(mask, 5)
-    at, towards, _ = starts_at_peaks(field, seeds)
-    n, k = len(at), field.amplitudes.shape[0]
-    turn = oblique_affine[:3, :3] / oblique_affine[:3, :3].norm(dim=0)
+    affine = oblique_affine.clone()
+    if voxels == "cubes":
+        affine[:3, :3] *= 2.3 / affine[:3, :3].norm(dim=0)
+    field, mask = crossing(affine, noise=0.15)
+    at, towards, _ = starts_at_peaks(field, seeds_in(mask, 5))
+    k = field.amplitudes.shape[0]
+    turn = affine[:3, :3] / affine[:3, :3].norm(dim=0)
     inside = field.directions.permute(2, 3, 4, 0, 1) @ turn  # DIPY's directions run along the voxels' axes
-    inside[(inside == 0).all(-1)] = torch.tensor(
-        [1.0, 0, 0], dtype=DOUBLE
-    )  # absent: DIPY wants a unit vertex all the same
+    # An absent peak's vertex is never looked at, as its value is below the threshold; DIPY wants a unit vector all the same.
+    inside[(inside == 0).all(-1)] = torch.tensor([1.0, 0, 0], dtype=DOUBLE)
     pam = SimpleNamespace(
         peak_indices=np.arange(inside[..., 0].numel(), dtype=np.int32).reshape(*field.grid.shape, k),
         peak_values=field.amplitudes.permute(1, 2, 3, 0).numpy().copy(),
         odf_vertices=inside.reshape(-1, 3).numpy().copy(),
     )
-    # An absent peak's vertex is never looked at: its value is below the threshold.
     criterion = BinaryStoppingCriterion(mask.mask.numpy().astype(np.uint8))
-    made = eudx_tracking(
-        at.numpy().copy(), criterion, oblique_affine.numpy().copy(), seed_directions=(towards @ turn).numpy().copy(),
+    made = list(eudx_tracking(
+        at.numpy().copy(), criterion, affine.numpy().copy(), seed_directions=(towards @ turn).numpy().copy(),
         pam=pam, min_len=5, max_len=200, step_size=0.5, max_angle=60, pmf_threshold=0.1, nbr_threads=1, random_seed=1,
         save_seeds=True,
-    )  # fmt: skip
-    theirs = {tuple(np.round(seed, 4)) + tuple(np.round(line[len(line) // 2], 1)): line for line, seed in made}
-    ours = track(EuDX(min_length=4.5, max_length=200.0), field, at, mask, directions=towards)
+    ))  # fmt: skip
+    wide_field, wide_mask = bordered(field, mask)
+    ours = track(EuDX(min_length=4.5, max_length=200.0), wide_field, at, wide_mask, directions=towards)
     by_seed: dict[tuple[float, ...], list[Tensor]] = {}
-    for key, line in theirs.items():
-        by_seed.setdefault(key[:3], []).append(torch.from_numpy(np.asarray(line)).double())
+    for line, seed in made:
+        by_seed.setdefault(tuple(np.round(seed, 4)), []).append(torch.from_numpy(np.asarray(line)).double())
     nearest = []
     for line, seed in zip(ours, ours.per_streamline["seed"].tolist(), strict=True):
         candidates = by_seed.get(tuple(np.round(at[seed].numpy(), 4)), [])
@@ -184,6 +195,6 @@ def test_lines_are_those_of_dipy(oblique_affine: Tensor) -> None:
         ]
         nearest.append(min(pairs, default=math.inf))
     share = float((torch.tensor(nearest) < 0.01).double().mean())
-    print(f"{n} starts, {len(ours)} lines of ours, {len(theirs)} of DIPY; {share:.4f} within 0.01 mm")
-    assert len(ours) > 300
-    assert share >= 0.965
+    print(f"{len(at)} starts, {len(ours)} lines of ours, {len(made)} of DIPY; {share:.4f} within 0.01 mm")
+    assert len(ours) == len(made) > 600
+    assert share >= least

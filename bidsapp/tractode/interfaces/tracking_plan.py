@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tractode.bids.sidecar import bids_uri
-from tractode.contracts import Orientations, Rule
+from tractode.contracts import Orientations, Rule, Tracker
 from tractode.fields import Image, ImageGrid, ShField
 from tractode.io.nifti import read_image
 from tractode.tracking import TRACKERS
-from tractode.tracking.anatomy import Anatomy, with_anatomy
+from tractode.tracking.anatomy import Anatomy, lengths_with_anatomy, with_anatomy
 from tractode.tracking.dynamic_seeding import DynamicSeeding
 from tractode.tracking.interface_seeding import InterfaceSeeding
 from tractode.tracking.method import StreamlineTracker
@@ -75,6 +75,14 @@ class TrackingPlan:
         constrained = with_anatomy(tracker, grid)
         return constrained if self.cutoff is None else dataclasses.replace(constrained, cutoff=self.cutoff)
 
+    def stated(self, tracker: Tracker, grid: ImageGrid) -> dict[str, Any]:
+        """The tracker's facts for a sidecar, with the lengths that lines have after ACT has cut them."""
+        facts = tracker.parameters(grid)
+        if self.with_act:
+            least, greatest = lengths_with_anatomy(grid, self.min_length, self.max_length)
+            facts |= {"MinimumLength": least, "MaximumLength": greatest}
+        return facts
+
     def files(self, regions: dict[str, str]) -> list[Path]:
         """The images of regions and tissues that tracking reads."""
         roles = [role for kind in CRITERIA for role in _roles(regions, kind)]
@@ -105,7 +113,9 @@ class TrackingPlan:
         rules: list[Rule] = []
         if material.tissues is not None:
             field = material.field if isinstance(material.field, ShField) else None
-            rules.append(Anatomy(material.tissues, material.brain, field, min_length=self.min_length))
+            rules.append(
+                Anatomy(material.tissues, material.brain, field, min_length=self.min_length, max_length=self.max_length)
+            )
         if material.include:
             rules.append(Include(material.include))
         if material.include_ordered:

@@ -74,7 +74,7 @@ class Track(Step):
         space = f"{run.name}_dwi"
         field = self._field(space)
         mask, _ = read_image(Path(self.inputs.prepared["mask"]), space)
-        tracker = plan.tracker(self.inputs.method)
+        tracker = plan.tracker(self.inputs.method, field.grid)
         sample = StreamlineSample(space)
         n_seeds = self._stream(writer, tracker, field, mask, sample)
         self._describe(writer, tracker, mask, sample, n_seeds)
@@ -139,7 +139,7 @@ class Track(Step):
         self, writer: StepWriter, tracker: Tracker, mask: Image, sample: StreamlineSample, n_seeds: int
     ) -> None:
         plan, lengths = self.inputs.plan, sample.lengths
-        parameters = tracker.parameters(mask.grid)
+        parameters = plan.stated(tracker, mask.grid)
         writer.facts.update(
             method=self.inputs.method,
             citation=tracker.citation,

@@ -6,8 +6,8 @@ rules as MRtrix3 3.0.3's ``tckgen -act`` has them (no back-tracking).
 
 Departures: a rule on finished lines, so that every tracker has it: the line is cut where tckgen would have ended it.
 Lines are tracked in a mask wider than the one they may end at (`Anatomy.tracking_mask`), so that whether a line left
-that mask is seen from its points; a line that ends within it ended in white matter. A line too long is one that its
-tracker ended, and counts as such. Cropping at the interface is linear between two points, not along a spline.
+that mask is seen from its points; a line that ends within it ended in white matter. What lies beyond the cut must not
+count towards the greatest length, so lines are tracked twice as long and too long ones are left out here. Cropping at the interface is linear between two points, not along a spline.
 """
 
 from __future__ import annotations
@@ -31,19 +31,25 @@ from tractode.tracking.sampling import ComponentTable, to_voxel
 from tractode.tracking.stopping import MaskLookup, mean_voxel_size
 from tractode.tracking.tissues import INTERFACE_ACCURACY, TissueMaps, Tissues
 
-LEAST_VOXELS = 2
+LEAST_VOXELS, MOST_VOXELS = 2, 100
 CUTOFF_FACTOR = 0.5
 
 _Tracker = TypeVar("_Tracker", bound=StreamlineTracker)
 
 
 def with_anatomy(tracker: _Tracker, grid: ImageGrid) -> _Tracker:
-    """The tracker with ACT's defaults: half the amplitude to follow; short lines are left to `Anatomy`.
+    """The tracker with ACT's defaults: half the amplitude to follow; short and long lines are left to `Anatomy`.
 
-    ``min_length``, where the user gave one, belongs to `Anatomy` too: the tracker's lines are cut afterwards.
+    Lengths that the user gave belong to `Anatomy` too: the tracker's lines are cut afterwards.
     """
-    step, _, _ = tracker.lengths(grid)
-    return replace(tracker, cutoff=tracker.cutoff * CUTOFF_FACTOR, min_length=step)
+    step, _, greatest = tracker.lengths(grid)
+    return replace(tracker, cutoff=tracker.cutoff * CUTOFF_FACTOR, min_length=step, max_length=2 * greatest)
+
+
+def lengths_with_anatomy(grid: ImageGrid, least: float | None, greatest: float | None) -> tuple[float, float]:
+    """Least and greatest length (mm) of the lines that are left, in a mask's grid; ``None`` is ACT's default."""
+    voxel = mean_voxel_size(grid)
+    return LEAST_VOXELS * voxel if least is None else least, MOST_VOXELS * voxel if greatest is None else greatest
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +65,8 @@ class Anatomy(Rule):
     orientations
         The field followed: lines end within subcortical grey matter where the amplitude along them is least.
         Without it, at the last point inside.
-    min_length
-        mm after cutting; default 2 voxels of the mask's grid.
+    min_length, max_length
+        mm after cutting; default 2 and 100 voxels of the mask's grid.
     crop
         Move ends in cortex onto the interface of grey and white matter.
     one_way
@@ -74,6 +80,7 @@ class Anatomy(Rule):
     mask: Image
     orientations: ShField | None = None
     min_length: float | None = None
+    max_length: float | None = None
     crop: bool = False
     one_way: bool = False
     tracked_in: Image | None = None
@@ -91,8 +98,8 @@ class Anatomy(Rule):
             return None if self.orientations is None else ComponentTable.of(self.orientations)
 
     @property
-    def least_length(self) -> float:
-        return LEAST_VOXELS * mean_voxel_size(self.mask.grid) if self.min_length is None else self.min_length
+    def lengths(self) -> tuple[float, float]:
+        return lengths_with_anatomy(self.mask.grid, self.min_length, self.max_length)
 
     def tracking_mask(self, mask: Image | None = None) -> Image:
         """The mask to give the tracker: a voxel wider than where this rule lets lines be under way."""
@@ -104,7 +111,13 @@ class Anatomy(Rule):
             return _widened(Image(self.mask.grid, (self.mask.mask & _under_way(self.tissues, self.mask.grid))[None]))
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "MinimumLength": self.least_length, "CropAtInterface": self.crop}
+        least, greatest = self.lengths
+        return {
+            **super().facts(),
+            "MinimumLength": least,
+            "MaximumLength": greatest,
+            "CropAtInterface": self.crop,
+        }
 
     def apply(self, lines: Streamlines) -> Streamlines:
         if lines.space != self.tissues.grid.space:
@@ -119,8 +132,9 @@ class Anatomy(Rule):
         found = cut(lines, first, last, chosen)
         if self.crop:
             found = self._cropped(found, in_cortex.reshape(-1, 2)[chosen])
-        is_long = found.lengths().detach() >= self.least_length * (1 - 1e-4)
-        return found.select(is_long.nonzero().ravel())
+        lengths, (least, greatest) = found.lengths().detach(), self.lengths
+        fits = (lengths >= least * (1 - 1e-4)) & (lengths <= greatest * (1 + 1e-4))
+        return found.select(fits.nonzero().ravel())
 
     def _judge(self, lines: Streamlines) -> tuple[Int[Tensor, " h"], Bool[Tensor, " s"], Bool[Tensor, " h"]]:
         """Steps kept of each half, which lines are plausible, and which halves end in cortex."""

@@ -22,20 +22,26 @@ from tractode.tracking.sampling import ComponentTable, to_voxel
 
 # (values at the corners "m 8 n", weights "m 8", reference "3 m") → unit directions "3 m"
 CornerDirection = Callable[[Tensor, Tensor, Tensor], Tensor]
+References = Callable[[Paths], Paths]
 
 
 @dataclass(frozen=True, eq=False)
 class CornerDerivative:
-    """How an engine's steps were made: the table, the step (mm; a tensor where its gradient is asked for), the direction."""
+    """How an engine's steps were made: the table, the step (mm; a tensor where its gradient is asked for), the direction.
+
+    ``references`` gives the lines with, at every point, what the step to it was compared with instead of its direction.
+    """
 
     table: ComponentTable
     step: float | Float[Tensor, ""]
     direction: CornerDirection
+    references: References | None = None
 
     def points(self, paths: Paths, seeds: Float[Tensor, "s 3"]) -> Float[Tensor, "p 3"]:
         """``paths.points`` as a function of the table's values, the batch's seeds and the step."""
         h = torch.as_tensor(self.step, dtype=paths.points.dtype, device=paths.points.device)
-        return _CornerPoints.apply(self.table.values, seeds[paths.seed], h, paths, self.table, self.direction)
+        compared = (self.references or with_references)(paths)
+        return _CornerPoints.apply(self.table.values, seeds[paths.seed], h, compared, self.table, self.direction)
 
 
 class _CornerPoints(torch.autograd.Function):
@@ -65,7 +71,7 @@ class _CornerPoints(torch.autograd.Function):
         def through_step(position: Tensor, reference: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
             return _through(table, ctx.direction, position, reference, carried, float(step), grad_values)
 
-        paths = with_references(Paths(points, directions, *ctx.ends))
+        paths = Paths(points, directions, *ctx.ends)
         grad_seeds, grad_step = pull_back_march(paths, grad, through_step)
         return grad_values, grad_seeds, grad_step, None, None, None
 

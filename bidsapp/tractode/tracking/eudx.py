@@ -8,8 +8,8 @@ the next direction, unless the voxels that gave one weigh less than ``min_weight
 Departures: ``cutoff`` is on the amplitudes as they are (0.1, as for the other trackers of FODs; DIPY's 0.0239 is meant
 for quantitative anisotropy); lines longer than ``max_length`` are cut, not dropped; between the outermost voxel centres
 and the edge of the image the outermost centres vote; one line a seed, from the peak of the seed's voxel nearest to the
-seed's direction (`starts_at_peaks` gives every peak its own, as DIPY does), and the vote around the seed for that peak,
-not the peak, is the direction that both halves start from; steps are in mm along each axis.
+seed's direction (`starts_at_peaks` gives every peak its own, as DIPY does). The second half is compared with the first
+half's first step, as in DIPY, but in mm and not in voxels' units, which differ where voxels are not cubes.
 
 The vote is smooth at a fixed choice of peaks: lines have derivatives with respect to the peaks' directions and the seeds.
 Which peak a voxel gives, and whether it gives one, is piecewise constant and has none; amplitudes only choose.
@@ -18,7 +18,7 @@ Which peak a voxel gives, and whether it gives one, is piecewise constant and ha
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,10 +27,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tractode.fields import ImageGrid, PeakField, ShField
-from tractode.tracking.corner_adjoint import CornerDerivative
+from tractode.tracking.corner_adjoint import CornerDerivative, with_references
 from tractode.tracking.march import Engine, March, Paths, Stepper
 from tractode.tracking.method import StreamlineTracker, Task
 from tractode.tracking.peak_field import peak_field
+from tractode.tracking.peaks import pad_to_lanes
 from tractode.tracking.sampling import ComponentTable, nearest_index, to_voxel
 from tractode.tracking.stopping import MaskLookup
 
@@ -90,7 +91,8 @@ class EuDX(StreamlineTracker):
             return vote(corners, weights, reference, cosine, self.cutoff)[0]
 
         step = task.step if task.learned_step is None else task.learned_step
-        march = VoteMarch(stepper, task.limits, self.one_way, derivative=CornerDerivative(table, step, along))
+        derivative = CornerDerivative(table, step, along, references_of_votes)
+        march = VoteMarch(stepper, task.limits, self.one_way, derivative=derivative)
         return VoteLoop(march) if self.compiled and table.values.device.type == "cpu" else march
 
 
@@ -142,12 +144,36 @@ def vote(
     return direction / length, total
 
 
+def references_of_votes(paths: Paths) -> Paths:
+    """The lines with the direction that each step's votes were compared with; ``directions`` at the seed are the peak's.
+
+    The first half's first step was compared with the peak, the second's with the first's turned round, or where the
+    first half has none with the peak's.
+    """
+    compared = with_references(paths).directions
+    at_seed = paths.offsets[:-1] + paths.first_steps
+    peak, is_led = paths.directions[at_seed], paths.first_steps > 0
+    second = torch.where(is_led[:, None], paths.directions[at_seed - is_led.to(at_seed)], peak)
+    has_second = paths.second_steps > 0
+    compared[at_seed[is_led] - 1] = peak[is_led]
+    compared[at_seed[has_second] + 1] = -second[has_second]
+    return replace(paths, directions=compared)
+
+
 @dataclass(frozen=True, eq=False)
 class VoteMarch(March):
-    """The torch loop of EuDX, with its derivative."""
+    """The torch loop of EuDX, with its derivative. `Paths.directions` at a seed is the peak that it started with."""
 
     stepper: VoteStepper
     derivative: CornerDerivative = field(kw_only=True)
+
+    def follow(self, seeds: Float[Tensor, "s 3"], directions: Float[Tensor, "s 3"], first: int) -> Paths:
+        paths = super().follow(seeds, directions, first)
+        if len(paths.seed):
+            columns = paths.seed[pad_to_lanes(torch.arange(len(paths.seed), device=seeds.device))]
+            state, _ = self.stepper.start(seeds[columns].mT.contiguous(), directions[columns].mT.contiguous(), columns)
+            paths.directions[paths.offsets[:-1] + paths.first_steps] = state[3:, : len(paths.seed)].mT
+        return paths
 
     def points(self, paths: Paths, seeds: Float[Tensor, "s 3"]) -> Float[Tensor, "p 3"]:
         return self.derivative.points(paths, seeds)
@@ -193,7 +219,7 @@ class VoteStepper(Stepper):
     def start(
         self, position: Float[Tensor, "3 m"], direction: Float[Tensor, "3 m"], number: Int[Tensor, " m"]
     ) -> tuple[Float[Tensor, "6 m"], Bool[Tensor, " m"]]:
-        """From the nearest voxel's peak nearest to the direction, along the vote around it."""
+        """Looking along the nearest voxel's peak nearest to the direction."""
         vox = to_voxel(self.table.grid, position)
         index, is_inside = nearest_index(self.table.grid.shape, vox)
         nj, nk = self.table.grid.shape[1:]
@@ -202,12 +228,14 @@ class VoteStepper(Stepper):
         nearest = self.table.values[self.table.rows.view(-1)[padded].long()]
         peak, nearness = nearest_peak(nearest[:, None], direction, self.cutoff)
         peak = peak[..., 0].contiguous()
-        new, _, votes = self._vote(position, peak)
+        _, _, votes = self._vote(position, peak)
         is_good = self.mask.contains(position) & is_inside & (nearness[:, 0] >= 0) & votes
-        return torch.cat((position, new)), is_good
+        return torch.cat((position, peak)), is_good
 
     def reverse(self, state: Float[Tensor, "6 m"]) -> Float[Tensor, "6 m"]:
-        return torch.cat((state[:3], -state[3:]))
+        """Against the first half's first step; against the peak where that would leave the mask."""
+        new, moved, _ = self._vote(state[:3], state[3:])
+        return torch.cat((state[:3], -torch.where(self.mask.contains(moved), new, state[3:])))
 
     def advance(
         self, state: Float[Tensor, "6 m"], number: Int[Tensor, " m"], taken: Int[Tensor, " m"]

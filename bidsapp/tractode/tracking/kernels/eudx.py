@@ -86,7 +86,7 @@ def vote(field, rules, px, py, pz, x, y, z):
 
 @inner
 def start(field, rules, px, py, pz, x, y, z):
-    """The vote around a seed for the peak of its nearest voxel nearest to a direction."""
+    """The peak of a seed's nearest voxel nearest to a direction, and whether the voxels around agree on a way along it."""
     i, j, k = to_voxel(field.inverse, px, py, pz)
     i, j, k = math.floor(i + 0.5), math.floor(j + 0.5), math.floor(k + 0.5)
     rows = field.rows
@@ -97,7 +97,7 @@ def start(field, rules, px, py, pz, x, y, z):
     x, y, z, nearness = nearest_peak(peaks, kind(rules.cutoff), x, y, z)
     if nearness < 0:
         return x, y, z, False
-    return vote(field, rules, px, py, pz, x, y, z)
+    return x, y, z, vote(field, rules, px, py, pz, x, y, z)[3]
 
 
 @inner
@@ -137,6 +137,9 @@ def follow(field, mask, rules, seeds, directions, first):
         origin[0], origin[1], origin[2], origin[3], origin[4], origin[5] = px, py, pz, x, y, z
         n_first, n_second = follow_half(field, mask, rules, halves[0]), 0
         if not rules.is_one_way:
+            # The second half is compared with the first half's first step, where there is one.
+            if n_first > 0:
+                _, _, _, x, y, z = halves[0, 1]
             origin = halves[1, 0]
             origin[0], origin[1], origin[2], origin[3], origin[4], origin[5] = px, py, pz, -x, -y, -z
             n_second = min(follow_half(field, mask, rules, halves[1]), max(rules.maximum - 1 - n_first, 1))
@@ -145,6 +148,8 @@ def follow(field, mask, rules, seeds, directions, first):
             continue
         points, towards = grown(points, used, used + n), grown(towards, used, used + n)
         used = append_line(points, towards, used, halves, n_first, n_second)
+        for axis in range(3):
+            towards[used - n_second - 1, axis] = halves[0, 0, 3 + axis]
         steps[0, found], steps[1, found], steps[2, found] = n_first, n_second, s
         found += 1
     return points[:used].copy(), towards[:used].copy(), steps[0, :found], steps[1, :found], steps[2, :found]
