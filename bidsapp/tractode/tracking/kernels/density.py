@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from tractode.tracking.kernels.compile import inner
+from tractode.tracking.kernels.random import ONE
 from tractode.tracking.kernels.table import ROW, lower_corner, to_voxel
 
 
@@ -33,20 +34,23 @@ def density(field, work, px, py, pz, x, y, z):
     i0, u = lower_corner(i, ni)
     j0, v = lower_corner(j, nj)
     k0, w = lower_corner(k, nk)
-    if rows[i0 + (u >= 0.5), j0 + (v >= 0.5), k0 + (w >= 0.5)] == 0:
+    # Unsigned, because a negative index would count from the end, which costs a test at each look-up.
+    i0, j0, k0 = np.uint64(i0), np.uint64(j0), np.uint64(k0)
+    i1, j1, k1 = i0 + ONE, j0 + ONE, k0 + ONE
+    if rows[i1 if u >= 0.5 else i0, j1 if v >= 0.5 else j0, k1 if w >= 0.5 else k0] == 0:
         return math.nan
     values = field.values
     kind = values.dtype.type
     products, powers = work
     fill(field.starts, products, powers, kind(x), kind(y), kind(z))
-    v0, w0 = values[rows[i0, j0, k0]], kind((1 - u) * (1 - v) * (1 - w))
-    v1, w1 = values[rows[i0, j0, k0 + 1]], kind((1 - u) * (1 - v) * w)
-    v2, w2 = values[rows[i0, j0 + 1, k0]], kind((1 - u) * v * (1 - w))
-    v3, w3 = values[rows[i0, j0 + 1, k0 + 1]], kind((1 - u) * v * w)
-    v4, w4 = values[rows[i0 + 1, j0, k0]], kind(u * (1 - v) * (1 - w))
-    v5, w5 = values[rows[i0 + 1, j0, k0 + 1]], kind(u * (1 - v) * w)
-    v6, w6 = values[rows[i0 + 1, j0 + 1, k0]], kind(u * v * (1 - w))
-    v7, w7 = values[rows[i0 + 1, j0 + 1, k0 + 1]], kind(u * v * w)
+    v0, w0 = values[np.uint64(rows[i0, j0, k0])], kind((1 - u) * (1 - v) * (1 - w))
+    v1, w1 = values[np.uint64(rows[i0, j0, k1])], kind((1 - u) * (1 - v) * w)
+    v2, w2 = values[np.uint64(rows[i0, j1, k0])], kind((1 - u) * v * (1 - w))
+    v3, w3 = values[np.uint64(rows[i0, j1, k1])], kind((1 - u) * v * w)
+    v4, w4 = values[np.uint64(rows[i1, j0, k0])], kind(u * (1 - v) * (1 - w))
+    v5, w5 = values[np.uint64(rows[i1, j0, k1])], kind(u * (1 - v) * w)
+    v6, w6 = values[np.uint64(rows[i1, j1, k0])], kind(u * v * (1 - w))
+    v7, w7 = values[np.uint64(rows[i1, j1, k1])], kind(u * v * w)
     total = kind(0)
     order = len(field.starts) - 1
     for n in range(
@@ -68,7 +72,9 @@ def fill(starts, products, powers, x, y, z):
         powers[0, order - e], powers[1, e], powers[2, e] = p, q, r
         inverse = one / products.dtype.type(e + 1)
         p, q, r = p * x * inverse, q * y * inverse, r * z * inverse
-    for b in range(order + 1):
+    for c in range(order + 1):
+        products[c] = powers[1, 0] * powers[0, c] * powers[2, c]
+    for b in range(1, order + 1):
         start, factor = starts[b], powers[1, b]
-        for c in range((order + 8) // 8 * 8):
+        for c in range((order + 7) // 8 * 8):
             products[start + c] = factor * powers[0, b + c] * powers[2, c]

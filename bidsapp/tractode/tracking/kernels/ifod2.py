@@ -1,6 +1,6 @@
 """iFOD2 as a compiled loop: `tracking.ifod2` for one seed at a time, with the same random numbers.
 
-A trial ends as soon as it cannot succeed: its random number is drawn first, and what an arc must reach follows from it.
+An arc is looked at from its end, and given up at the first amplitude below the cutoff.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tractode.tracking.cones import SMALLEST_TURN
 from tractode.tracking.kernels.compile import inner, kernel
 from tractode.tracking.kernels.density import density, density_work
 from tractode.tracking.kernels.random import draw, stream
-from tractode.tracking.kernels.run import Lines, append_line, follow_in_chunks, grown
+from tractode.tracking.kernels.run import Lines, as_arrays, follow_in_chunks, no_lines, set_row, with_line
 from tractode.tracking.kernels.table import Field, Mask, contains, field_arrays, mask_arrays
 from tractode.tracking.march import Engine, Paths
 from tractode.tracking.sampling import ComponentTable
@@ -35,7 +35,6 @@ class Rules(NamedTuple):
     step: float
     cutoff: float
     cap: float  # 1 − cos of the largest turn
-    samples: int
     sharpness: float
     ratio: float
     max_trials: int
@@ -44,7 +43,8 @@ class Rules(NamedTuple):
     is_one_way: bool
     key: int
     axes: Float[np.ndarray, "3 3"]
-    probes: Float[np.ndarray, "k 3"]  # turn, cosine and sine of the azimuth
+    probes: Float[np.ndarray, "k 2"]  # cosine and sine of the azimuth
+    arcs: Float[np.ndarray, "k n 4"]  # of the probes, see `bend`
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +69,13 @@ class Loop(Engine):
         key: int,
     ) -> Loop:
         """The same description as `tracking.ifod2.ArcStepper` has, and the points of a line."""
+        turns = arcs.probes.turns.numpy()
+        probes = np.empty((len(turns), arcs.n, 4))
+        for arc, turn in zip(probes, turns[:, 0], strict=True):
+            bend.py_func(arc, arcs.step, turn)
         rules = Rules(
-            arcs.step, float(cutoff), arcs.cap, arcs.n, arcs.sharpness, arcs.probes.ratio, max_trials,
-            limits.minimum, limits.maximum, is_one_way, key, axes.contiguous().numpy(), arcs.probes.turns.numpy(),
+            arcs.step, float(cutoff), arcs.cap, arcs.sharpness, arcs.probes.ratio, max_trials, limits.minimum,
+            limits.maximum, is_one_way, key, axes.contiguous().numpy(), np.ascontiguousarray(turns[:, 1:]), probes,
         )  # fmt: skip
         return cls(field_arrays(table), mask_arrays(mask), rules)
 
@@ -106,12 +110,24 @@ def side_axes(axes, x, y, z):
 
 
 @inner
-def on_arc(step, turn, share, px, py, pz, x, y, z, sx, sy, sz):
-    """Point and direction after a share of an arc that turns from (x, y, z) towards (sx, sy, sz)."""
-    bent = turn * share
-    sine, halved = math.sin(bent), math.sin(0.5 * bent)
-    across = 2 * halved * halved
-    along, aside, cosine = step * sine / turn, step * across / turn, 1 - across
+def bend(arc, step, turn):
+    """``arc[n]``: how far along and aside (mm) the points of an arc lie, and cosine and sine of the turn there.
+
+    Sines of the multiples of half a point's turn come by the addition theorem, so that one pair is computed.
+    """
+    half = turn / (2 * len(arc))
+    sine, cosine, radius = math.sin(half), math.cos(half), step / turn
+    s, c = 0.0, 1.0
+    for n in range(len(arc)):
+        s, c = s * cosine + c * sine, c * cosine - s * sine
+        across, whole = 2 * s * s, 2 * s * c
+        arc[n, 0], arc[n, 1], arc[n, 2], arc[n, 3] = radius * whole, radius * across, 1 - across, whole
+
+
+@inner
+def on_arc(place, px, py, pz, x, y, z, sx, sy, sz):
+    """Point and direction at a place of an arc that turns from (x, y, z) towards (sx, sy, sz)."""
+    along, aside, cosine, sine = place
     return (
         px + along * x + aside * sx,
         py + along * y + aside * sy,
@@ -123,69 +139,68 @@ def on_arc(step, turn, share, px, py, pz, x, y, z, sx, sy, sz):
 
 
 @inner
-def score(field, work, rules, turn, px, py, pz, x, y, z, sx, sy, sz):
+def score(field, work, cutoff, arc, px, py, pz, x, y, z, sx, sy, sz):
     """The product of the arc's amplitudes, squared except the last; 0 below the cutoff, else NaN out of the data.
 
     From the end of the arc: that is where most of them fail.
     """
-    product = 1.0
-    for n in range(rules.samples, 0, -1):
-        ax, ay, az, bx, by, bz = on_arc(rules.step, turn, n / rules.samples, px, py, pz, x, y, z, sx, sy, sz)
+    product, last = 1.0, len(arc) - 1
+    for n in range(last, -1, -1):
+        ax, ay, az, bx, by, bz = on_arc(arc[n], px, py, pz, x, y, z, sx, sy, sz)
         amplitude = density(field, work, ax, ay, az, bx, by, bz)
-        if amplitude < rules.cutoff:
+        if amplitude < cutoff:
             return 0.0
-        product *= amplitude if n == rules.samples else amplitude * amplitude
+        product *= amplitude if n == last else amplitude * amplitude
     return product
 
 
 @inner
-def next_arc(field, work, rules, start, taken, px, py, pz, x, y, z):
-    """Turn and side of the next arc; the turn is −1 where the line ends. Probes first, which have negative numbers."""
+def next_arc(field, work, rules, arc, start, taken, px, py, pz, x, y, z):
+    """The side that the next arc, then in ``arc``, turns to, and whether there is one."""
     fx, fy, fz, gx, gy, gz = side_axes(rules.axes, x, y, z)
-    best, needed, n_probes = 0.0, 0.0, len(rules.probes)
-    for trial in range(-n_probes, rules.max_trials):
-        if trial < 0:
-            turn, c, s = rules.probes[trial + n_probes]
-        else:
-            if not best > 0:
-                break
+    best = 0.0
+    for probe in range(len(rules.probes)):
+        c, s = rules.probes[probe]
+        sx, sy, sz = c * fx + s * gx, c * fy + s * gy, c * fz + s * gz
+        found = score(field, work, rules.cutoff, rules.arcs[probe], px, py, pz, x, y, z, sx, sy, sz)
+        if math.isnan(found):
+            return 0.0, 0.0, 0.0, False
+        best = max(best, found)
+    if best > 0:
+        for trial in range(rules.max_trials):
             counter = 3 * (taken * rules.max_trials + trial)
-            needed = best * (rules.ratio * draw(start, counter + 2)) ** rules.sharpness
-            turn = max(2 * math.asin(math.sqrt(0.5 * rules.cap * draw(start, counter))), SMALLEST_TURN)
+            bend(arc, rules.step, max(2 * math.asin(math.sqrt(0.5 * rules.cap * draw(start, counter))), SMALLEST_TURN))
             azimuth = TWO_PI * draw(start, counter + 1)
             c, s = math.cos(azimuth), math.sin(azimuth)
-        sx, sy, sz = c * fx + s * gx, c * fy + s * gy, c * fz + s * gz
-        found = score(field, work, rules, turn, px, py, pz, x, y, z, sx, sy, sz)
-        if trial >= 0:
-            if found > needed:
-                return turn, sx, sy, sz
-        elif math.isnan(found):
-            break
-        else:
-            best = max(best, found)
-    return -1.0, 0.0, 0.0, 0.0
+            sx, sy, sz = c * fx + s * gx, c * fy + s * gy, c * fz + s * gz
+            found = score(field, work, rules.cutoff, arc, px, py, pz, x, y, z, sx, sy, sz)
+            # A score of 0 needs no look at what was needed.
+            if found > 0 and found > best * (rules.ratio * draw(start, counter + 2)) ** rules.sharpness:
+                return sx, sy, sz, True
+    return 0.0, 0.0, 0.0, False
 
 
 @inner
-def follow_half(field, mask, rules, work, start, line):
+def follow_half(field, mask, rules, work, number, line):
     """Arcs from ``line[0]`` (position and direction) until the line ends; how many points there are after the first."""
+    amplitudes, arc = work
+    start = stream(rules.key, number)
     px, py, pz, x, y, z = line[0]
     taken = 0
     while taken < rules.maximum - 1:
-        turn, sx, sy, sz = next_arc(field, work, rules, start, taken, px, py, pz, x, y, z)
-        if turn < 0:
+        sx, sy, sz, is_found = next_arc(field, amplitudes, rules, arc, start, taken, px, py, pz, x, y, z)
+        if not is_found:
             break
         reached = 0
-        for n in range(1, rules.samples + 1):
-            ax, ay, az, bx, by, bz = on_arc(rules.step, turn, n / rules.samples, px, py, pz, x, y, z, sx, sy, sz)
+        for n in range(len(arc)):
+            ax, ay, az, bx, by, bz = on_arc(arc[n], px, py, pz, x, y, z, sx, sy, sz)
             if not contains(mask, ax, ay, az):
                 break
-            reached = n
-            row = line[taken + 1]
-            row[0], row[1], row[2], row[3], row[4], row[5] = ax, ay, az, bx, by, bz
+            reached = n + 1
+            set_row(line[taken + 1], ax, ay, az, bx, by, bz)
         if reached:
             taken += 1
-        if reached < rules.samples:
+        if reached < len(arc):
             break
         px, py, pz, x, y, z = line[taken]
         norm = 1 / math.sqrt(x * x + y * y + z * z)
@@ -194,10 +209,11 @@ def follow_half(field, mask, rules, work, start, line):
 
 
 @inner
-def first_direction(field, work, rules, start, px, py, pz, x, y, z):
+def first_direction(field, rules, work, number, px, py, pz, x, y, z):
     """The given direction where the amplitude reaches the cutoff; else the first random one where it does."""
+    start = stream(rules.key, number)
     for attempt in range(rules.max_trials + 1):
-        amplitude = density(field, work, px, py, pz, x, y, z)
+        amplitude = density(field, work[0], px, py, pz, x, y, z)
         if math.isnan(amplitude):
             break
         if amplitude >= rules.cutoff:
@@ -215,35 +231,25 @@ def first_direction(field, work, rules, start, px, py, pz, x, y, z):
 
 @kernel
 def follow(field, mask, rules, seeds, directions, first):
-    """The lines of a chunk of seeds: points, directions, points of both halves, seeds."""
-    work = density_work(field)
-    halves = np.empty((2, rules.maximum, 6), seeds.dtype)
-    points, towards = np.empty((4096, 3), seeds.dtype), np.empty((4096, 3), seeds.dtype)
-    steps, found, used = np.empty((3, len(seeds)), np.int64), 0, 0
-    reached = np.zeros(2, np.int64)
+    """The lines of a chunk of seeds: points, directions, steps of both halves, seeds."""
+    work, halves, lines = (
+        (density_work(field), np.empty((rules.arcs.shape[1], 4))),
+        np.empty((2, rules.maximum, 6), seeds.dtype),
+        no_lines(seeds),
+    )
     for s in range(len(seeds)):
         px, py, pz = seeds[s]
         if not contains(mask, px, py, pz):
             continue
-        start = stream(rules.key, 2 * (first + s))
+        number = 2 * (first + s)
         x, y, z = directions[s]
-        x, y, z, is_good = first_direction(field, work, rules, start, px, py, pz, x, y, z)
+        x, y, z, is_good = first_direction(field, rules, work, number, px, py, pz, x, y, z)
         if not is_good:
             continue
-        for half in range(1 if rules.is_one_way else 2):
-            origin, sign = halves[half, 0], 1 - 2 * half
-            origin[0], origin[1], origin[2], origin[3], origin[4], origin[5] = px, py, pz, sign * x, sign * y, sign * z
-            reached[half] = follow_half(
-                field, mask, rules, work, stream(rules.key, 2 * (first + s) + half), halves[half]
-            )
-        n_first, n_second = reached[0], 0
+        set_row(halves[0, 0], px, py, pz, x, y, z)
+        n_first, n_second = follow_half(field, mask, rules, work, number, halves[0]), 0
         if not rules.is_one_way:
-            n_second = min(reached[1], max(rules.maximum - 1 - n_first, 1))
-        n = 1 + n_first + n_second
-        if n < max(rules.minimum, 2):
-            continue
-        points, towards = grown(points, used, used + n), grown(towards, used, used + n)
-        used = append_line(points, towards, used, halves, n_first, n_second)
-        steps[0, found], steps[1, found], steps[2, found] = n_first, n_second, s
-        found += 1
-    return points[:used], towards[:used], steps[0, :found], steps[1, :found], steps[2, :found]
+            set_row(halves[1, 0], px, py, pz, -x, -y, -z)
+            n_second = follow_half(field, mask, rules, work, number + 1, halves[1])
+        lines = with_line(lines, rules, halves, n_first, n_second, s)
+    return as_arrays(lines)

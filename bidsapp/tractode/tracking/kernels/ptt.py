@@ -10,7 +10,7 @@ import numpy as np
 from tractode.tracking.kernels.compile import inner, kernel
 from tractode.tracking.kernels.polynomial import amplitude, spread, workspace
 from tractode.tracking.kernels.random import draw, stream
-from tractode.tracking.kernels.run import append_line, grown
+from tractode.tracking.kernels.run import as_arrays, no_lines, set_row, with_line
 from tractode.tracking.kernels.sdstream import direction_at, unit
 from tractode.tracking.kernels.table import contains, interpolate
 
@@ -143,14 +143,15 @@ def set_frame(axes, frame, px, py, pz, x, y, z):
 
 
 @inner
-def follow_half(field, mask, rules, work, frames, random, line):
+def follow_half(field, mask, rules, work, number, line):
     """Steps from ``line[0]`` (position and direction) until the line ends; how many there are."""
-    frame, probe = frames[0], frames[1]
+    amplitudes, frames = work
+    frame, probe, random = frames[0], frames[1], stream(rules.key, number)
     px, py, pz, x, y, z = line[0]
     set_frame(rules.axes, frame, px, py, pz, x, y, z)
     taken = 0
     while taken < rules.maximum - 1:
-        k1, k2, is_drawn = drawn(field, work, rules, frame, probe, random, rules.n_draws * taken)
+        k1, k2, is_drawn = drawn(field, amplitudes, rules, frame, probe, random, rules.n_draws * taken)
         if not is_drawn:
             break
         transport(frame, k1, k2, frame.dtype.type(rules.step), frame)
@@ -164,33 +165,24 @@ def follow_half(field, mask, rules, work, frames, random, line):
 @kernel
 def follow(field, mask, rules, seeds, directions, first):
     """The lines of a chunk of seeds: points, directions, steps of both halves, seeds."""
-    kind = seeds.dtype.type
-    work, frames = workspace(field), np.empty((2, 12), seeds.dtype)
-    halves = np.empty((2, rules.maximum, 6), seeds.dtype)
-    points, towards = np.empty((4096, 3), seeds.dtype), np.empty((4096, 3), seeds.dtype)
-    steps, found, used = np.empty((3, len(seeds)), np.int64), 0, 0
+    work, halves, lines = (
+        (workspace(field), np.empty((2, 12), seeds.dtype)),
+        np.empty((2, rules.maximum, 6), seeds.dtype),
+        no_lines(seeds),
+    )
     for s in range(len(seeds)):
         px, py, pz = seeds[s]
-        x, y, z = directions[s]
         if not contains(mask, px, py, pz):
             continue
-        x, y, z, is_good = direction_at(field, work, kind(rules.cutoff), px, py, pz, x, y, z)
+        number = 2 * (first + s)
+        x, y, z = directions[s]
+        x, y, z, is_good = direction_at(field, work[0], seeds.dtype.type(rules.cutoff), px, py, pz, x, y, z)
         if not is_good:
             continue
-        number = 2 * (first + s)
-        origin = halves[0, 0]
-        origin[0], origin[1], origin[2], origin[3], origin[4], origin[5] = px, py, pz, x, y, z
-        n_first, n_second = follow_half(field, mask, rules, work, frames, stream(rules.key, number), halves[0]), 0
+        set_row(halves[0, 0], px, py, pz, x, y, z)
+        n_first, n_second = follow_half(field, mask, rules, work, number, halves[0]), 0
         if not rules.is_one_way:
-            origin = halves[1, 0]
-            origin[0], origin[1], origin[2], origin[3], origin[4], origin[5] = px, py, pz, -x, -y, -z
-            n_second = follow_half(field, mask, rules, work, frames, stream(rules.key, number + 1), halves[1])
-            n_second = min(n_second, max(rules.maximum - 1 - n_first, 1))
-        n = 1 + n_first + n_second
-        if n < max(rules.minimum, 2):
-            continue
-        points, towards = grown(points, used, used + n), grown(towards, used, used + n)
-        used = append_line(points, towards, used, halves, n_first, n_second)
-        steps[0, found], steps[1, found], steps[2, found] = n_first, n_second, s
-        found += 1
-    return points[:used].copy(), towards[:used].copy(), steps[0, :found], steps[1, :found], steps[2, :found]
+            set_row(halves[1, 0], px, py, pz, -x, -y, -z)
+            n_second = follow_half(field, mask, rules, work, number + 1, halves[1])
+        lines = with_line(lines, rules, halves, n_first, n_second, s)
+    return as_arrays(lines)

@@ -69,12 +69,44 @@ def grown(array, used, needed):
 
 
 @inner
-def append_line(points, directions, used, halves, n_first, n_second):
-    """Write a line behind the ``used`` points: the first half backwards, then seed and second half.
+def no_lines(seeds):
+    """Room for the lines of a chunk: points, directions, three numbers a line, and how many lines and points there are."""
+    points, towards = np.empty((4096, 3), seeds.dtype), np.empty((4096, 3), seeds.dtype)
+    return points, towards, np.empty((3, len(seeds)), np.int64), 0, 0
 
-    ``halves[half, t]`` holds position and direction (6 numbers) after t steps; ``halves[0, 0]`` is the seed. The arrays
-    must have room.
+
+@inner
+def with_line(lines, rules, halves, n_first, n_second, seed):
+    """The lines and one more, cut at the greatest number of points and left out below the least.
+
+    ``halves[half, t]`` holds position and direction (6 numbers) after t steps; ``halves[0, 0]`` is the seed.
     """
+    points, towards, steps, found, used = lines
+    n_second = min(n_second, max(rules.maximum - 1 - n_first, 1))
+    n = 1 + n_first + n_second
+    if n < max(rules.minimum, 2):
+        return lines
+    points, towards = grown(points, used, used + n), grown(towards, used, used + n)
+    steps[0, found], steps[1, found], steps[2, found] = n_first, n_second, seed
+    return points, towards, steps, found + 1, append_line(points, towards, used, halves, n_first, n_second)
+
+
+@inner
+def as_arrays(lines):
+    """`Lines`."""
+    points, towards, steps, found, used = lines
+    return points[:used], towards[:used], steps[0, :found], steps[1, :found], steps[2, :found]
+
+
+@inner
+def set_row(row, px, py, pz, x, y, z):
+    """Write position and direction."""
+    row[0], row[1], row[2], row[3], row[4], row[5] = px, py, pz, x, y, z
+
+
+@inner
+def append_line(points, directions, used, halves, n_first, n_second):
+    """Write a line behind the ``used`` points: the first half backwards, then seed and second half. There must be room."""
     for t in range(n_first, -1, -1):
         for axis in range(3):
             points[used, axis] = halves[0, t, axis]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tractode.tracking.kernels.compile import inner, kernel
 from tractode.tracking.kernels.polynomial import contract, spread, workspace
-from tractode.tracking.kernels.run import Lines, append_line, follow_in_chunks, grown
+from tractode.tracking.kernels.run import Lines, as_arrays, follow_in_chunks, no_lines, set_row, with_line
 from tractode.tracking.kernels.table import Field, Mask, contains, field_arrays, interpolate, mask_arrays
 from tractode.tracking.march import Paths
 from tractode.tracking.peaks import (
@@ -55,7 +55,7 @@ class Loop:
         """See `march.Engine.follow`."""
 
         def chunk(at: np.ndarray, towards: np.ndarray, number: int) -> Lines:
-            return follow(self.field, self.mask, self.rules, at, towards)
+            return follow(self.field, self.mask, self.rules, at, towards, number)
 
         return follow_in_chunks(chunk, seeds, directions, first)
 
@@ -151,7 +151,7 @@ def runge_kutta(field, work, rules, px, py, pz, x, y, z):
 
 
 @inner
-def follow_half(field, mask, rules, work, line):
+def follow_half(field, mask, rules, work, number, line):
     """Steps from ``line[0]`` (position and direction) until the line ends; how many there are."""
     kind = line.dtype.type
     step, cosine, cutoff = kind(rules.step), kind(rules.cosine), kind(rules.cutoff)
@@ -170,40 +170,27 @@ def follow_half(field, mask, rules, work, line):
         if not contains(mask, px, py, pz):
             break
         taken += 1
-        row = line[taken]
-        row[0], row[1], row[2], row[3], row[4], row[5] = px, py, pz, x, y, z
+        set_row(line[taken], px, py, pz, x, y, z)
     return taken
 
 
 @kernel
-def follow(field, mask, rules, seeds, directions):
+def follow(field, mask, rules, seeds, directions, first):
     """The lines of a chunk of seeds: points, directions, steps of both halves, seeds."""
-    kind = seeds.dtype.type
-    work = workspace(field)
-    cutoff = kind(rules.cutoff)
-    halves = np.empty((2, rules.maximum, 6), seeds.dtype)
-    points, towards = np.empty((4096, 3), seeds.dtype), np.empty((4096, 3), seeds.dtype)
-    steps, found, used = np.empty((3, len(seeds)), np.int64), 0, 0
+    work, halves, lines = workspace(field), np.empty((2, rules.maximum, 6), seeds.dtype), no_lines(seeds)
     for s in range(len(seeds)):
         px, py, pz = seeds[s]
-        x, y, z = directions[s]
         if not contains(mask, px, py, pz):
             continue
-        x, y, z, is_good = direction_at(field, work, cutoff, px, py, pz, x, y, z)
+        number = 2 * (first + s)
+        x, y, z = directions[s]
+        x, y, z, is_good = direction_at(field, work, field.values.dtype.type(rules.cutoff), px, py, pz, x, y, z)
         if not is_good:
             continue
-        origin = halves[0, 0]
-        origin[0], origin[1], origin[2], origin[3], origin[4], origin[5] = px, py, pz, x, y, z
-        n_first, n_second = follow_half(field, mask, rules, work, halves[0]), 0
+        set_row(halves[0, 0], px, py, pz, x, y, z)
+        n_first, n_second = follow_half(field, mask, rules, work, number, halves[0]), 0
         if not rules.is_one_way:
-            origin = halves[1, 0]
-            origin[0], origin[1], origin[2], origin[3], origin[4], origin[5] = px, py, pz, -x, -y, -z
-            n_second = min(follow_half(field, mask, rules, work, halves[1]), max(rules.maximum - 1 - n_first, 1))
-        n = 1 + n_first + n_second
-        if n < max(rules.minimum, 2):
-            continue
-        points, towards = grown(points, used, used + n), grown(towards, used, used + n)
-        used = append_line(points, towards, used, halves, n_first, n_second)
-        steps[0, found], steps[1, found], steps[2, found] = n_first, n_second, s
-        found += 1
-    return points[:used], towards[:used], steps[0, :found], steps[1, :found], steps[2, :found]
+            set_row(halves[1, 0], px, py, pz, -x, -y, -z)
+            n_second = follow_half(field, mask, rules, work, number + 1, halves[1])
+        lines = with_line(lines, rules, halves, n_first, n_second, s)
+    return as_arrays(lines)
