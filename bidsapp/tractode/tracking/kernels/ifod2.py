@@ -35,6 +35,7 @@ class Rules(NamedTuple):
     step: float
     cutoff: float
     cap: float  # 1 − cos of the largest turn
+    samples: int
     sharpness: float
     ratio: float
     max_trials: int
@@ -43,8 +44,7 @@ class Rules(NamedTuple):
     is_one_way: bool
     key: int
     axes: Float[np.ndarray, "3 3"]
-    probes: Float[np.ndarray, "k 2"]  # cosine and sine of the azimuth
-    arcs: Float[np.ndarray, "k n 4"]  # of the probes, see `bend`
+    probes: Float[np.ndarray, "k 3"]  # turn, cosine and sine of the azimuth
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +69,9 @@ class Loop(Engine):
         key: int,
     ) -> Loop:
         """The same description as `tracking.ifod2.ArcStepper` has, and the points of a line."""
-        turns = arcs.probes.turns.numpy()
-        probes = np.empty((len(turns), arcs.n, 4))
-        for arc, turn in zip(probes, turns[:, 0], strict=True):
-            bend.py_func(arc, arcs.step, turn)
         rules = Rules(
-            arcs.step, float(cutoff), arcs.cap, arcs.sharpness, arcs.probes.ratio, max_trials, limits.minimum,
-            limits.maximum, is_one_way, key, axes.contiguous().numpy(), np.ascontiguousarray(turns[:, 1:]), probes,
+            arcs.step, float(cutoff), arcs.cap, arcs.n, arcs.sharpness, arcs.probes.ratio, max_trials,
+            limits.minimum, limits.maximum, is_one_way, key, axes.contiguous().numpy(), arcs.probes.turns.numpy(),
         )  # fmt: skip
         return cls(field_arrays(table), mask_arrays(mask), rules)
 
@@ -125,6 +121,15 @@ def bend(arc, step, turn):
 
 
 @inner
+def workspace(field, rules):
+    """Scratch of one thread: of `density`, the probes' arcs, and one arc."""
+    probes = np.empty((len(rules.probes), rules.samples, 4))
+    for probe in range(len(probes)):
+        bend(probes[probe], rules.step, rules.probes[probe, 0])
+    return density_work(field), probes, np.empty((rules.samples, 4))
+
+
+@inner
 def on_arc(place, px, py, pz, x, y, z, sx, sy, sz):
     """Point and direction at a place of an arc that turns from (x, y, z) towards (sx, sy, sz)."""
     along, aside, cosine, sine = place
@@ -155,14 +160,15 @@ def score(field, work, cutoff, arc, px, py, pz, x, y, z, sx, sy, sz):
 
 
 @inner
-def next_arc(field, work, rules, arc, start, taken, px, py, pz, x, y, z):
-    """The side that the next arc, then in ``arc``, turns to, and whether there is one."""
+def next_arc(field, work, rules, start, taken, px, py, pz, x, y, z):
+    """The side that the next arc, the last of the workspace, turns to, and whether there is one."""
+    amplitudes, probes, arc = work
     fx, fy, fz, gx, gy, gz = side_axes(rules.axes, x, y, z)
     best = 0.0
     for probe in range(len(rules.probes)):
-        c, s = rules.probes[probe]
+        _, c, s = rules.probes[probe]
         sx, sy, sz = c * fx + s * gx, c * fy + s * gy, c * fz + s * gz
-        found = score(field, work, rules.cutoff, rules.arcs[probe], px, py, pz, x, y, z, sx, sy, sz)
+        found = score(field, amplitudes, rules.cutoff, probes[probe], px, py, pz, x, y, z, sx, sy, sz)
         if math.isnan(found):
             return 0.0, 0.0, 0.0, False
         best = max(best, found)
@@ -173,7 +179,7 @@ def next_arc(field, work, rules, arc, start, taken, px, py, pz, x, y, z):
             azimuth = TWO_PI * draw(start, counter + 1)
             c, s = math.cos(azimuth), math.sin(azimuth)
             sx, sy, sz = c * fx + s * gx, c * fy + s * gy, c * fz + s * gz
-            found = score(field, work, rules.cutoff, arc, px, py, pz, x, y, z, sx, sy, sz)
+            found = score(field, amplitudes, rules.cutoff, arc, px, py, pz, x, y, z, sx, sy, sz)
             # A score of 0 needs no look at what was needed.
             if found > 0 and found > best * (rules.ratio * draw(start, counter + 2)) ** rules.sharpness:
                 return sx, sy, sz, True
@@ -183,12 +189,11 @@ def next_arc(field, work, rules, arc, start, taken, px, py, pz, x, y, z):
 @inner
 def follow_half(field, mask, rules, work, number, line):
     """Arcs from ``line[0]`` (position and direction) until the line ends; how many points there are after the first."""
-    amplitudes, arc = work
-    start = stream(rules.key, number)
+    start, arc = stream(rules.key, number), work[2]
     px, py, pz, x, y, z = line[0]
     taken = 0
     while taken < rules.maximum - 1:
-        sx, sy, sz, is_found = next_arc(field, amplitudes, rules, arc, start, taken, px, py, pz, x, y, z)
+        sx, sy, sz, is_found = next_arc(field, work, rules, start, taken, px, py, pz, x, y, z)
         if not is_found:
             break
         reached = 0
@@ -232,11 +237,7 @@ def first_direction(field, rules, work, number, px, py, pz, x, y, z):
 @kernel
 def follow(field, mask, rules, seeds, directions, first):
     """The lines of a chunk of seeds: points, directions, steps of both halves, seeds."""
-    work, halves, lines = (
-        (density_work(field), np.empty((rules.arcs.shape[1], 4))),
-        np.empty((2, rules.maximum, 6), seeds.dtype),
-        no_lines(seeds),
-    )
+    work, halves, lines = workspace(field, rules), np.empty((2, rules.maximum, 6), seeds.dtype), no_lines(seeds)
     for s in range(len(seeds)):
         px, py, pz = seeds[s]
         if not contains(mask, px, py, pz):
