@@ -18,7 +18,7 @@ from tractode.simulate.gradients import multi_shell
 from tractode.simulate.phantom import PhantomSettings, phantom
 from tractode.tracking.sdstream import SDStream
 from tractode.tracking.sensitivity import Probe, Sensitivity, levelled, sensitivity, soft_connection
-from tractode.tracking.survival import SoftTermination, memberships
+from tractode.tracking.survival import memberships
 
 # Two bundles that cross, scanned with 45 directions.
 scene = phantom(
@@ -42,7 +42,8 @@ def ask() -> tuple[Probe, Sensitivity]:
     regions = memberships(torch.stack([ends.start, ends.end]), grid, border_mm=3.0)
     tracker = SDStream(step_mm=1.0, angle=math.radians(30), min_length=20.0, compiled=False)
     seeds = grid.to_world(scene.white_matter.mask.nonzero().double())
-    probe = Probe.of(tracker, seeds, Image(grid, mask[None]), regions, SoftTermination(cutoff=0.1, temperature=0.02))
+    # Its cutoff, largest turn and mask are made soft, so that where lines end has a derivative.
+    probe = Probe.of(tracker, seeds, Image(grid, mask[None]), regions)
     return probe, sensitivity(model, signal, gtab, fitted(signal), probe)
 
 
@@ -78,12 +79,12 @@ def draw(found: Sensitivity, path: str) -> None:
 
 if __name__ == "__main__":
     probe, found = ask()
-    print(f"{found.connection:.1f} lines join the two ends of the bundle.")
+    print(f"{found.connection:.1f} lines join the two ends of the bundle; {found.abrupt:.1%} end by a hard rule.")
     for place, centre in {"on the bundle": (13.0, 9.0, -17.0), "beside it": (-13.0, 9.0, -17.0)}.items():
         altered = lesion(centre)
         predicted = found.predicted_change(altered)
         with torch.no_grad():
             actual = float(soft_connection(fitted(altered), probe)) - found.connection
-        print(f"A lesion {place}: predicted {predicted:+.2f}, actual {actual:+.2f}")
+        print(f"A lesion {place}: predicted {predicted:+.4f}, actual {actual:+.4f} lines")
     if len(sys.argv) > 1:
         draw(found, sys.argv[1])

@@ -89,6 +89,7 @@ def test_the_sensitivity_step_writes_its_maps(
     content = json.loads(Path(done.outputs["sensitivity-sidecar"]).read_text())
     assert content["Units"] == "1"
     assert content["Model"]["Parameters"]["ContributingStreamlines"] == done.facts["n_lines"] > 10
+    assert 0 <= content["Model"]["Parameters"]["ShareEndedByRulesWithoutDerivative"] < 0.2
     assert len(content["Sources"]) == 3
     figures = tmp_path / "out" / "sub-01" / "figures"
     assert len(list(figures.glob("*_desc-sensitivity*_dwimap.webp"))) == 2

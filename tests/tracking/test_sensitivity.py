@@ -87,6 +87,15 @@ def test_the_map_is_the_finite_difference_of_the_whole_chain(scene: Scene, gener
     assert float((given - wanted).norm() / wanted.norm()) < 0.01
 
 
+def test_what_hangs_on_hard_ends_is_told(scene: Scene) -> None:
+    """With the cutoff alone soft the lines end at the mask's border, which has no derivative; with all rules soft few do."""
+    assert scene.found.abrupt > 0.3
+    probe = Probe.of(scene.probe.tracker, scene.probe.seeds, scene.probe.mask, scene.probe.regions)
+    found = sensitivity(scene.model, scene.scan.signal, scene.scan.gtab, scene.field, probe)
+    assert found.connection > 1
+    assert found.abrupt < 0.02
+
+
 def test_maps_lie_along_the_bundle_and_have_their_units(scene: Scene) -> None:
     found = scene.found
     strength = found.strength()

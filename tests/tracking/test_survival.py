@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tractode.tracking.seeds import random_directions, seeds_in_mask
 from tractode.tracking.survival import (
     SoftTermination,
     Survival,
+    alive_at_ends,
     connectome,
     end_memberships,
     memberships,
@@ -131,7 +133,7 @@ def test_lengths_maps_and_connectomes_have_the_gradient_of_finite_differences(fa
     weighting = torch.rand(9, 8, 7, dtype=DOUBLE, generator=torch.Generator().manual_seed(2))
     smooth = torch.rand(2, 9, 8, 7, dtype=DOUBLE, generator=torch.Generator().manual_seed(3))
     regions, inner = Image(field.grid, smooth), Image(field.grid, 0.4 + 0.6 * weighting[None])
-    termination = SoftTermination(0.5, 0.15, mask=inner)
+    termination = SoftTermination(0.5, 0.15, mask=inner, angle=0.06, angle_temperature=0.05)
 
     def function(coeffs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         there = ShField(field.grid, coeffs, 8)
@@ -194,6 +196,48 @@ def test_a_soft_mask_ends_lines_where_it_falls(fading: tuple[ShField, Image]) ->
     assert float(weights.point[vox < 4.3].max()) > 0.99
 
 
+def test_a_soft_turn_is_a_hazard_of_the_angle_between_steps() -> None:
+    """A line by hand: straight on, 40°, straight on; 1 mm a step. Nothing else ends it."""
+    turn = math.radians(40)
+    points = torch.tensor([[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [2 + math.cos(turn), math.sin(turn), 0]], dtype=DOUBLE)
+    points = torch.cat((points, points[3:] + points[3:] - points[2:3])) + 3
+    data = {"seed": torch.tensor([0]), "seed_point": torch.tensor([1])}
+    lines = Streamlines(points, torch.tensor([0, 5]), "phantom", {}, data)
+    grid = ImageGrid((9, 9, 9), torch.eye(4, dtype=DOUBLE), "phantom")
+    isotropic = torch.zeros(45, 9, 9, 9, dtype=DOUBLE)
+    isotropic[0] = 10.0
+    termination = SoftTermination(0.1, 0.01, angle=math.radians(30), angle_temperature=math.radians(4))
+    found = survival(lines, ShField(grid, isotropic, 8), termination)
+    scale = math.radians(4) * math.sin(math.radians(30))
+    none, bent = (math.log1p(math.exp((math.cos(math.radians(30)) - math.cos(a)) / scale)) for a in (0.0, turn))
+    # The seed's own step turns from nothing, and the line's last points are reached before their hazard counts.
+    expected = torch.tensor([0.0, 0.0, 0.0, -bent, -bent - none], dtype=DOUBLE)
+    torch.testing.assert_close(found.onward.log(), expected, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(alive_at_ends(lines, found)[0], found.onward[[0, 4]])
+
+
+def test_rules_made_soft_leave_hardly_a_line_alive_at_a_hard_end(fading: tuple[ShField, Image]) -> None:
+    """With its cutoff alone soft, lines that run out of the mask are alive there; with all rules soft they are not."""
+    field, mask = fading
+    half = mask.values.clone()
+    half[:, 6:] = False
+    inside = Image(field.grid, half)
+    tracker = dataclasses.replace(TRACKER, cutoff=0.1, angle=math.radians(20))
+    alive = {}
+    for name, termination in (("cutoff", SoftTermination(0.1, 0.02)), ("all", SoftTermination.like(tracker, inside))):
+        lines = lines_of(field, inside, termination.loosened(tracker))
+        alive[name] = alive_at_ends(lines, survival(lines, field, termination)).amax()
+    assert float(alive["cutoff"]) > 0.9
+    assert float(alive["all"]) < 0.05
+    loose = SoftTermination.like(tracker, inside).loosened(tracker)
+    assert loose.angle == pytest.approx(math.radians(35))
+    # A least radius is a turn too, and gives way to the looser one.
+    curved = dataclasses.replace(tracker, min_radius=2.0)
+    soft = SoftTermination.like(curved, inside)
+    assert soft.angle == pytest.approx(2 * math.asin(0.8 / 4))
+    assert soft.loosened(curved).min_radius is None
+
+
 def test_splat_is_the_transpose_of_sampling(oblique_affine: Tensor, generator: torch.Generator) -> None:
     grid = ImageGrid((5, 6, 4), oblique_affine, "w")
     vox = torch.rand(30, 3, generator=generator, dtype=DOUBLE) * 7 - 1.5
@@ -220,6 +264,8 @@ def test_annealing_ends_where_it_should_and_wrong_requests_are_refused(fading: t
     assert SoftTermination(0.1, 0.01).loosened(SDStream()).cutoff == pytest.approx(0.05)
     with pytest.raises(ValueError, match="positive"):
         SoftTermination(temperature=0.0)
+    with pytest.raises(ValueError, match="turn"):
+        SoftTermination(angle=2.0)
     bare = Streamlines.from_list([torch.zeros(3, 3)], "phantom")
     with pytest.raises(ShapeError, match="seed_point"):
         survival(bare, fading[0], SoftTermination())

@@ -106,7 +106,7 @@ class MapSensitivity(Step):
             Image(scan.grid, found.strength()[None].cpu()),
             Image(scan.grid, found.of_anisotropy_loss()[None].cpu()),
             background, Image(scan.grid, scan.mask[None].cpu()), ends,
-            connection=found.connection, n_lines=found.n_lines, run=run.name,
+            connection=found.connection, n_lines=found.n_lines, abrupt=found.abrupt, run=run.name,
         )  # fmt: skip
         save_reportlets(writer, job.participant, figures)
 
@@ -121,13 +121,14 @@ class MapSensitivity(Step):
         seeds = seeds_in_mask(white, self.inputs.n_seeds, generator).to(job.device)
         regions = memberships(torch.cat([end.mask[None] for end in ends]), scan.grid, self.inputs.border_mm)
         tracker: StreamlineTracker = dataclasses.replace(self.inputs.tracker, batch_size=BATCH)
-        termination = SoftTermination(tracker.cutoff, self.inputs.temperature)
+        termination = SoftTermination.like(tracker, brain, self.inputs.temperature)
         return Probe.of(tracker, seeds, brain, regions.to(job.device), termination, generator)
 
     def _write(self, writer: StepWriter, found: Sensitivity, label: str) -> None:
         parameters = {
             "Connection": found.connection,
             "ContributingStreamlines": found.n_lines,
+            "ShareEndedByRulesWithoutDerivative": round(found.abrupt, 4),
             "Seeds": self.inputs.n_seeds,
             "BorderMm": self.inputs.border_mm,
             "CutoffTemperature": self.inputs.temperature,
@@ -144,6 +145,7 @@ class MapSensitivity(Step):
         writer.facts.update(
             connection=round(found.connection, 3),
             n_lines=found.n_lines,
+            abrupt=round(found.abrupt, 4),
             n_seeds=self.inputs.n_seeds,
             voxels=len(found.voxels),
             sentence="What the connection of two regions rests on was mapped as its derivative with respect to the signal, "

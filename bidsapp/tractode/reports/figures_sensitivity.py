@@ -29,11 +29,15 @@ def maps(
     *,
     connection: float,
     n_lines: int,
+    abrupt: float = 0.0,
     run: str = "",
     section: str = "sensitivity",
 ) -> list[Reportlet]:
     """How strongly the connection depends on each voxel, and what a loss of anisotropy there would do to it."""
-    said = f"Connection: {connection:.1f} streamlines expected, {n_lines:,} of them contributing. Outlined: the two regions."
+    said = (
+        f"Connection: {connection:.1f} streamlines expected, {n_lines:,} of them contributing; {abrupt:.1%} of it ends where "
+        "a rule without derivative says so. Outlined: the two regions."
+    )
     strong = _figure(
         strength, background, mask, ends, "inferno", False, "sensitivity (1 % per 1 %)", run=run, section=section,
         desc="sensitivity", title="Signal that the connection depends on",

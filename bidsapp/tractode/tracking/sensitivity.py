@@ -6,8 +6,10 @@ does this for a tractogram; derivatives of a result with respect to its image as
 Zisserman, *Deep inside convolutional networks*, ICLR Workshop 2014, arXiv:1312.6034. Coefficients are pulled back to
 signals in the voxels that lines touch only.
 
-The number of steps, ends by angle or mask, and which of two peaks is followed are piecewise constant: what a change of
-the signal does by way of them is not in the map. It is a first-order answer, for small changes.
+Which of two peaks is followed and where a rule without derivative ends a line are piecewise constant: what a change of
+the signal does by way of them is not in the map. `Sensitivity.abrupt` says how much of the connection hangs on such
+ends; by default the tracker's cutoff, turn and mask are soft and few are left. It is a first-order answer, for small
+changes.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from tractode.fields import GradientTable, Image, ImageGrid, ShField, Streamline
 from tractode.tracking.method import StreamlineTracker
 from tractode.tracking.sampling import ComponentTable
 from tractode.tracking.seeds import random_directions
-from tractode.tracking.survival import SoftTermination, Survival, end_memberships, survival
+from tractode.tracking.survival import SoftTermination, Survival, alive_at_ends, end_memberships, survival
 
 BATCH = 2048
 LEAST_SHARE = 1e-4  # of the strongest line: weaker ones are left out of the derivative
@@ -54,10 +56,10 @@ class Probe:
         cls, tracker: StreamlineTracker, seeds: Tensor, mask: Image, regions: Image,
         termination: SoftTermination | None = None, generator: torch.Generator | None = None,
     ) -> Probe:  # fmt: skip
-        """With random initial directions, and by default the tracker's own cutoff made soft."""
+        """With random initial directions, and by default the tracker's own rules made soft (`SoftTermination.like`)."""
         source = torch.Generator().manual_seed(0) if generator is None else generator
         directions = random_directions(len(seeds), source).to(seeds)
-        return cls(tracker, seeds, directions, mask, regions, termination or SoftTermination(tracker.cutoff))
+        return cls(tracker, seeds, directions, mask, regions, termination or SoftTermination.like(tracker, mask))
 
     def chosen(self, index: Int[Tensor, " m"]) -> Probe:
         """The same of some of the seeds."""
@@ -70,14 +72,17 @@ class Probe:
 class Sensitivity:
     """The derivative of a connection with respect to the signal.
 
-    ``connection`` is the expected number of lines, of ``n_lines`` that contribute at all; ``voxels`` are ravelled
-    indices of the grid, ``signal`` and ``gradient`` (connection per unit of signal) their rows.
+    ``connection`` is the expected number of lines, of ``n_lines`` that contribute at all; ``abrupt`` is the share of it in
+    lines that live until a rule without derivative ends them on one side or both: the larger it is, the less the
+    derivative knows. ``voxels`` are ravelled indices of the grid, ``signal`` and ``gradient`` (connection per unit of
+    signal) their rows.
     """
 
     grid: ImageGrid
     gtab: GradientTable
     connection: float
     n_lines: int
+    abrupt: float
     voxels: Int[Tensor, " v"]
     signal: Float[Tensor, "v n"]
     gradient: Float[Tensor, "v n"]
@@ -123,32 +128,50 @@ def connection_weights(lines: Streamlines, weights: Survival, regions: Image) ->
 
 def soft_connection(field: ShField, probe: Probe) -> Float[Tensor, ""]:
     """The expected number of lines that join the probe's regions; differentiable in the field's coefficients."""
-    return torch.stack([part.sum() for part, _ in _connections(field, probe)]).sum()
+    return torch.stack([part.weight.sum() for part in _connections(field, probe)]).sum()
 
 
-def _connections(field: ShField, probe: Probe) -> list[tuple[Float[Tensor, " m"], Int[Tensor, " m"]]]:
-    """Weights of the lines batch by batch, and the seeds they started from."""
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A batch's lines: how much each joins the regions, its seed, and how likely a hard rule finds one of its ends alive."""
+
+    weight: Float[Tensor, " m"]
+    seed: Int[Tensor, " m"]
+    abrupt: Float[Tensor, " m"]
+
+
+def _connections(field: ShField, probe: Probe) -> list[_Part]:
     tracker = probe.termination.loosened(probe.tracker)
     table = ComponentTable.of(field)
     found = []
     for lines in tracker.track(field, probe.seeds, probe.mask, directions=probe.directions):
         weights = survival(lines, table, probe.termination)
-        found.append((connection_weights(lines, weights, probe.regions), lines.per_streamline["seed"]))
+        hard = 1 - (1 - alive_at_ends(lines, weights).detach()).prod(-1)
+        found.append(_Part(connection_weights(lines, weights, probe.regions), lines.per_streamline["seed"], hard))
     return found
 
 
-def coefficient_gradient(field: ShField, probe: Probe) -> tuple[float, int, Float[Tensor, "l i j k"]]:
-    """The connection, the number of lines that contribute, and ``∂ connection / ∂ coefficients``.
+@dataclass(frozen=True, eq=False)
+class CoefficientGradient:
+    """The connection, the lines that contribute, the abrupt share of it, and ``∂ connection / ∂ coefficients``."""
+
+    connection: float
+    n_lines: int
+    abrupt: float
+    values: Float[Tensor, "l i j k"]
+
+
+def coefficient_gradient(field: ShField, probe: Probe) -> CoefficientGradient:
+    """The derivative of a probe's connection with respect to the field.
 
     All seeds are tracked once without derivative; those whose lines join the regions are tracked again, in batches.
     """
     with torch.no_grad():
         parts = _connections(field, probe)
-    weight = torch.cat([part for part, _ in parts])
-    seed = torch.cat([index for _, index in parts])
+    weight, seed, hard = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "seed", "abrupt"))
     total = torch.zeros_like(field.coeffs)
     if not len(weight) or float(weight.max()) <= 0:
-        return 0.0, 0, total
+        return CoefficientGradient(0.0, 0, 0.0, total)
     joining = seed[weight > LEAST_SHARE * weight.max()].to(probe.seeds.device)
     for index in joining.split(BATCH):
         coeffs = field.coeffs.detach().clone().requires_grad_()
@@ -156,7 +179,8 @@ def coefficient_gradient(field: ShField, probe: Probe) -> tuple[float, int, Floa
             soft_connection(ShField(field.grid, coeffs, field.order), probe.chosen(index)).backward()
         assert coeffs.grad is not None
         total += coeffs.grad
-    return float(weight.sum()), len(joining), total
+    connection = float(weight.sum())
+    return CoefficientGradient(connection, len(joining), float((weight * hard).sum()) / connection, total)
 
 
 def sensitivity(
@@ -171,19 +195,21 @@ def sensitivity(
     ``field`` holds the model's coefficients for this signal (``to_sh`` of ``fit``); a model without derivative in the
     signal raises. `InputDataError` (E-SENS-EMPTY) where no line joins the regions.
     """
-    connection, n_lines, gradient = coefficient_gradient(field, probe)
-    if n_lines == 0:
+    pulled = coefficient_gradient(field, probe)
+    if pulled.n_lines == 0:
         raise InputDataError(
             "No streamline joins the two regions",
             id="E-SENS-EMPTY",
             needed="at least one streamline whose ends lie in or near both",
             fix="look at where the regions lie in the scan, or give larger ones or more streamlines",
         )
-    flat = gradient.flatten(1)
+    flat = pulled.values.flatten(1)
     voxels = (flat != 0).any(0).nonzero().ravel()
     rows = signal.flatten(1)[:, voxels.to(signal.device)].mT.to(flat).detach()
     with torch.enable_grad():
         leaf = rows.clone().requires_grad_()
         harmonics = model.to_sh(model.fit(leaf, gtab), field.order)
         (slope,) = torch.autograd.grad(harmonics, leaf, flat[:, voxels].mT.to(harmonics))
-    return Sensitivity(field.grid, gtab, connection, n_lines, voxels, rows, slope)
+    return Sensitivity(
+        field.grid, gtab, pulled.connection, pulled.n_lines, pulled.abrupt, voxels, rows, slope
+    )  # fmt: skip

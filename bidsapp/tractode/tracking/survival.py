@@ -9,11 +9,14 @@ arXiv:2511.14807, stop lines hard). A line is tracked with a lower cutoff than a
 with ``a_s`` the amplitude at ``x_s`` along the step that leaves it: what the tracker compares with its cutoff before
 that step. The exponent makes the weights independent of the step size. As the temperature falls to 0 the weights become
 1 up to the point where hard termination ends the line and 0 beyond it. Derivatives flow through the amplitudes into the
-coefficients and, where the tracker has a derivative, through the points. Ends by angle, mask or length stay hard.
+coefficients and, where the tracker has a derivative, through the points. The mask and the largest turn become hazards of
+the same form, where they are asked for (`SoftTermination.like` asks for both). Ends by length, or where there is no peak
+or no data, stay hard; `alive_at_ends` says how many lines such an end still finds alive.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -24,22 +27,25 @@ from torch.nn import functional
 
 from tractode.errors import ShapeError
 from tractode.fields import Image, ImageGrid, ShField, Streamlines
+from tractode.ops import smooth
 from tractode.ops.splat import splat
 from tractode.tracking.amplitude import amplitudes
 from tractode.tracking.method import StreamlineTracker
 from tractode.tracking.sampling import ComponentTable
+from tractode.tracking.stopping import mean_voxel_size
 
 AnyTracker = TypeVar("AnyTracker", bound=StreamlineTracker)
 NEGLIGIBLE = 1e-7
 REACH = 5.0  # temperatures below the cutoff at which a line may as well end: it loses 5 nepers each `length_mm`
+SHARP_BORDER = 0.05  # of a mask smoothed by `SoftTermination.like`: 5e-5 nepers a mm deep inside, 10 at the border
 
 
 @dataclass(frozen=True)
 class SoftTermination:
     """``cutoff`` and ``temperature`` are amplitudes; ``length_mm`` is the length over which one sigmoid acts once.
 
-    ``mask`` is a smooth image (1 inside, 0 outside) in which lines live where it is above ½; its own temperature says
-    how sharply.
+    ``mask`` is a smooth image (1 inside, 0 outside) in which lines live where it is above ½; ``angle`` is the largest
+    turn of one step (radians; ``None``: the tracker's own rule, hard). Each has a temperature that says how sharply.
     """
 
     cutoff: float = 0.1
@@ -47,13 +53,34 @@ class SoftTermination:
     length_mm: float = 1.0
     mask: Image | None = None
     mask_temperature: float = 0.1
+    angle: float | None = None
+    angle_temperature: float = math.radians(3)
 
     def __post_init__(self) -> None:
-        if not (self.temperature > 0 and self.length_mm > 0 and self.mask_temperature > 0):
+        if not (min(self.temperature, self.mask_temperature, self.angle_temperature) > 0 and self.length_mm > 0):
             raise ValueError(
-                f"Temperatures and the length must be positive; got {self.temperature}, {self.mask_temperature} and "
-                f"{self.length_mm}. For hard termination use the tracker's own cutoff."
+                f"Temperatures and the length must be positive; got {self.temperature}, {self.mask_temperature}, "
+                f"{self.angle_temperature} and {self.length_mm}. For hard termination use the tracker's own cutoff."
             )
+        if self.angle is not None and not 0 < self.angle <= math.pi / 2:
+            raise ValueError(f"The largest turn of a step lies in (0, π/2] radians; got {self.angle}.")
+
+    @classmethod
+    def like(
+        cls, tracker: StreamlineTracker, mask: Image, temperature: float = 0.02, border_mm: float | None = None
+    ) -> SoftTermination:
+        """The tracker's cutoff, its largest turn and its mask, all soft, for a field on the mask's grid.
+
+        Where there is no data beyond the mask lines cannot fade there, so they do just inside it, over about
+        ``border_mm`` (by default one voxel).
+        """
+        grid = mask.grid
+        border = mean_voxel_size(grid) if border_mm is None else border_mm
+        sigmas = tuple(border / edge for edge in grid.voxel_sizes)
+        smoothed = smooth.gaussian(mask.mask[None].double(), sigmas, border="zero")
+        turn = min(tracker.largest_turn(tracker.lengths(grid)[0]), math.pi / 2)
+        inside = Image(grid, (2 * smoothed - 1).clamp(0, 1))
+        return cls(tracker.cutoff, temperature, mask=inside, mask_temperature=SHARP_BORDER, angle=turn)
 
     def annealed(self, to: float, n: int) -> list[SoftTermination]:
         """``n`` terminations from this temperature to another, evenly in its logarithm."""
@@ -61,8 +88,11 @@ class SoftTermination:
         return [replace(self, temperature=self.temperature * ratio**k) for k in range(n)]
 
     def loosened(self, tracker: AnyTracker) -> AnyTracker:
-        """The tracker with a cutoff so low that what it cuts off hardly weighs anything."""
-        return replace(tracker, cutoff=max(self.cutoff - REACH * self.temperature, 0.0))
+        """The tracker with rules so loose that what they end hardly weighs anything."""
+        looser = replace(tracker, cutoff=max(self.cutoff - REACH * self.temperature, 0.0))
+        if self.angle is None:
+            return looser
+        return replace(looser, min_radius=None, angle=min(self.angle + REACH * self.angle_temperature, math.pi / 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +151,14 @@ def survival(lines: Streamlines, field: ShField | ComponentTable, termination: S
     amplitude = amplitudes(table, points, direction)
     share = length / termination.length_mm
     leaving = functional.softplus((termination.cutoff - amplitude) / termination.temperature) * share
+    if termination.angle is not None:
+        inner = ((halves.side != 0) & ~halves.is_last).nonzero().ravel()
+        arrival = points[inner] - points[halves.inward[inner]]
+        cosine = (arrival * direction[inner]).sum(-1) / arrival.norm(dim=-1)
+        # By cosines, which have a derivative where there is no turn; at the limit one temperature is one in angle too.
+        scale = termination.angle_temperature * math.sin(termination.angle)
+        turning = functional.softplus((math.cos(termination.angle) - cosine) / scale)
+        leaving = leaving.index_add(0, inner, turning * share[inner])
     arriving = torch.zeros_like(leaving)
     if termination.mask is not None:
         inside = termination.mask.sample(points)[..., 0]
@@ -172,6 +210,8 @@ def end_memberships(lines: Streamlines, weights: Survival, regions: Image) -> tu
     """
     halves = Halves.of(lines)
     onward = weights.onward
+    # In the lines' own precision: memberships of float32 would round differences of double ones at 1e-7.
+    exact = Image(regions.grid, regions.values.to(onward))
     following = torch.where(halves.is_last, 0.0, onward[halves.outward])
     ends = onward - following
     n = len(lines)
@@ -188,9 +228,16 @@ def end_memberships(lines: Streamlines, weights: Survival, regions: Image) -> tu
         at_seed = torch.zeros_like(part).index_add(0, halves.at_seed, lost)
         part = part + at_seed
         kept = (part.detach() > NEGLIGIBLE).nonzero().ravel()
-        inside = regions.sample(lines.points[kept]).to(part)
+        inside = exact.sample(lines.points[kept]).to(part)
         both = both.index_add(0, half * n + halves.owner[kept], part[kept, None] * inside)
     return both[:n], both[n:]
+
+
+def alive_at_ends(lines: Streamlines, weights: Survival) -> Float[Tensor, "s 2"]:
+    """How likely each half, once started, lives until its last point, where a hard rule ends it. 0 for a missing half."""
+    halves = Halves.of(lines)
+    last = torch.stack((lines.offsets[:-1], lines.offsets[1:] - 1), dim=1)
+    return torch.where(halves.side[last] == 0, 0.0, weights.onward[last])
 
 
 def connectome(lines: Streamlines, weights: Survival, regions: Image) -> Float[Tensor, "r r"]:
@@ -208,8 +255,6 @@ def memberships(labels: Float[Tensor, "r i j k"] | Bool[Tensor, "r i j k"], grid
 
     Twice the mask smoothed with that standard deviation, cut at 1: lines that end just short of a region still count.
     """
-    from tractode.ops import smooth
-
     i, j, k = (border_mm / edge for edge in grid.voxel_sizes)
     soft = smooth.gaussian(labels.to(torch.float32), (i, j, k), border="zero")
     return Image(grid, (2 * soft).clamp(0, 1))
