@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,9 +33,6 @@ from tractode.tracking.peak_field import peak_field
 from tractode.tracking.peaks import pad_to_lanes
 from tractode.tracking.sampling import ComponentTable, nearest_index, to_voxel
 from tractode.tracking.stopping import MaskLookup
-
-if TYPE_CHECKING:
-    from tractode.tracking.kernels.run import Follow
 
 STEP_MM = 0.5
 
@@ -93,7 +89,11 @@ class EuDX(StreamlineTracker):
         step = task.step if task.learned_step is None else task.learned_step
         derivative = CornerDerivative(table, step, along, references_of_votes)
         march = VoteMarch(stepper, task.limits, self.one_way, derivative=derivative)
-        return VoteLoop(march) if self.compiled and table.values.device.type == "cpu" else march
+        if not (self.compiled and table.values.device.type == "cpu"):
+            return march
+        from tractode.tracking.kernels.eudx import loop
+
+        return loop(march)
 
 
 def table_of(field: PeakField) -> ComponentTable:
@@ -177,32 +177,6 @@ class VoteMarch(March):
 
     def points(self, paths: Paths, seeds: Float[Tensor, "s 3"]) -> Float[Tensor, "p 3"]:
         return self.derivative.points(paths, seeds)
-
-
-@dataclass(frozen=True, eq=False)
-class VoteLoop(Engine):
-    """The compiled loop of EuDX, which follows each seed whole."""
-
-    march: VoteMarch
-
-    @cached_property
-    def _follow(self) -> Follow:
-        from tractode.tracking.kernels import eudx
-        from tractode.tracking.kernels.table import mask_arrays
-
-        at, limits = self.march.stepper, self.march.limits
-        rules = eudx.Rules(
-            at.step, at.cosine, at.cutoff, at.min_weight, limits.minimum, limits.maximum, self.march.one_way
-        )
-        return partial(eudx.follow, eudx.peak_arrays(at.table), mask_arrays(at.mask), rules)
-
-    def follow(self, seeds: Float[Tensor, "s 3"], directions: Float[Tensor, "s 3"], first: int) -> Paths:
-        from tractode.tracking.kernels.run import follow_in_chunks
-
-        return follow_in_chunks(self._follow, seeds, directions, first)
-
-    def points(self, paths: Paths, seeds: Float[Tensor, "s 3"]) -> Float[Tensor, "p 3"]:
-        return self.march.points(paths, seeds)
 
 
 @dataclass(frozen=True, eq=False)

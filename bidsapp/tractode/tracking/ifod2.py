@@ -113,14 +113,13 @@ class IFOD2(StreamlineTracker):
         chord = task.step * math.sin(0.5 * task.largest_turn) / (0.5 * task.largest_turn)
         limits = PointLimits(task.limits.minimum, PointLimits.of(least, greatest, chord).maximum)
         axes = grid_axes(grid)
-        if self.compiled and table.values.device.type == "cpu":
-            from tractode.tracking.kernels.ifod2 import Loop
-
-            loop = Loop.of(table, mask, arcs, axes, self.cutoff, self.max_trials, limits, self.one_way, task.key)
-            return Finished(loop, least, greatest)
         stepper = ArcStepper(table, mask, arcs, axes, self.cutoff, self.max_trials, task.key)
-        patience = self.max_trials // TRIALS_AT_ONCE + 2
-        return Finished(March(stepper, limits, self.one_way, patience), least, greatest)
+        march = March(stepper, limits, self.one_way, self.max_trials // TRIALS_AT_ONCE + 2)
+        if not (self.compiled and table.values.device.type == "cpu"):
+            return Finished(march, least, greatest)
+        from tractode.tracking.kernels.ifod2 import loop
+
+        return Finished(loop(march, stepper), least, greatest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,6 +272,10 @@ class Finished(Engine):
     engine: Engine
     least: float
     greatest: float
+
+    @property
+    def seeds_at_once(self) -> int | None:
+        return self.engine.seeds_at_once
 
     def follow(self, seeds: Float[Tensor, "s 3"], directions: Float[Tensor, "s 3"], first: int) -> Paths:
         return cut_to_length(self.engine.follow(seeds, directions, first), self.least, self.greatest)

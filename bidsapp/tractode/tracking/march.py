@@ -79,6 +79,11 @@ class Engine(ABC):
         """Data of every point of the lines beyond its place, where some were asked for. No gradient."""
         return {}
 
+    @property
+    def seeds_at_once(self) -> int | None:
+        """How many seeds to follow at once where fewer than the tracker's batch are as fast."""
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class March(Engine):

@@ -59,7 +59,7 @@ class StreamlineTracker(Tracker):
     one_way
         Follow each seed along its initial direction only, not also against it.
     batch_size
-        Seeds tracked at once; it changes memory and speed, never the lines.
+        Seeds tracked at once, at most; it changes memory and speed, never the lines.
     compiled
         On a CPU, use the method's compiled loop where it has one; a field on another device never does.
     """
@@ -208,8 +208,9 @@ class Prepared:
         self, engine: Engine, seeds: Tensor, directions: Tensor, first: int, wants_gradient: bool
     ) -> Iterator[Streamlines]:
         tracker = self._tracker
-        for start in range(0, len(seeds), tracker.batch_size):
-            part = slice(start, start + tracker.batch_size)
+        size = min(tracker.batch_size, engine.seeds_at_once or tracker.batch_size)
+        for start in range(0, len(seeds), size):
+            part = slice(start, start + size)
             with torch.no_grad():
                 paths = engine.follow(seeds[part].detach(), directions[part], first + start)
             points = paths.points

@@ -23,8 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,14 +33,11 @@ from tractode.fields import ImageGrid, ShField
 from tractode.ops import sh_polynomial as poly
 from tractode.ops.counter_random import draw, stream
 from tractode.ops.sh_polynomial import dot
-from tractode.tracking.march import Engine, March, Paths, Stepper
+from tractode.tracking.march import Engine, March, Stepper
 from tractode.tracking.method import StreamlineTracker, Task
 from tractode.tracking.peaks import find_peaks, pad_to_lanes
 from tractode.tracking.sampling import ComponentTable, to_voxel
 from tractode.tracking.stopping import MaskLookup, mean_voxel_size
-
-if TYPE_CHECKING:
-    from tractode.tracking.kernels.run import Follow
 
 N_ESTIMATES = 10
 N_TRIES = 100
@@ -106,7 +102,11 @@ class PTT(StreamlineTracker):
         curvature = 2 * math.sin(task.largest_turn / 2) / task.step
         stepper = ArcStepper(table, mask, task.step, curvature, self.cutoff, probe, self.exponent, task.key)
         march = March(stepper, task.limits, self.one_way)
-        return ArcLoop(march, stepper) if self.compiled and table.values.device.type == "cpu" else march
+        if not (self.compiled and table.values.device.type == "cpu"):
+            return march
+        from tractode.tracking.kernels.ptt import loop
+
+        return loop(march, stepper)
 
     def _probe(self, grid: ImageGrid) -> Probe:
         length = 0.75 * mean_voxel_size(grid) if self.probe_mm is None else self.probe_mm
@@ -167,32 +167,6 @@ def _unit(vectors: Float[Tensor, "3 m"]) -> Float[Tensor, "3 m"]:
 
 def _cross(a: Float[Tensor, "3 m"], b: Float[Tensor, "3 m"]) -> Float[Tensor, "3 m"]:
     return torch.stack((a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]))
-
-
-@dataclass(frozen=True, eq=False)
-class ArcLoop(Engine):
-    """The compiled loop of PTT, which follows each seed whole."""
-
-    march: March
-    stepper: ArcStepper
-
-    @cached_property
-    def _follow(self) -> Follow:
-        from tractode.tracking.kernels import ptt
-        from tractode.tracking.kernels.table import field_arrays, mask_arrays
-
-        at, probe, limits = self.stepper, self.stepper.probe, self.march.limits
-        axes = tuple(unit_axes(at.table.grid).ravel().tolist())
-        rules = ptt.Rules(
-            at.step, at.curvature, at.cutoff, at.exponent, probe.spacing, probe.quality, probe.count, probe.radius,
-            limits.minimum, limits.maximum, self.march.one_way, at.key, axes, N_ESTIMATES, N_TRIES, DRAWS,
-        )  # fmt: skip
-        return partial(ptt.follow, field_arrays(at.table), mask_arrays(at.mask), rules)
-
-    def follow(self, seeds: Float[Tensor, "s 3"], directions: Float[Tensor, "s 3"], first: int) -> Paths:
-        from tractode.tracking.kernels.run import follow_in_chunks
-
-        return follow_in_chunks(self._follow, seeds, directions, first)
 
 
 @dataclass(frozen=True, eq=False)

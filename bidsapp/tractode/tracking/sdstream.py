@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,9 +33,6 @@ from tractode.tracking.method import StreamlineTracker, Task
 from tractode.tracking.peaks import MAX_ITERATIONS, ascend, find_peaks
 from tractode.tracking.sampling import ComponentTable, to_voxel
 from tractode.tracking.stopping import MaskLookup
-
-if TYPE_CHECKING:
-    from tractode.tracking.kernels.sdstream import Loop
 
 INTEGRATIONS = {"euler": "Euler", "rk4": "Runge-Kutta 4"}
 
@@ -88,19 +85,16 @@ class SDStream(StreamlineTracker):
         table = ComponentTable.of(task.orientations)
         mask = MaskLookup.of(task.mask, table.values.device)
         derivative = self._derivative(task, table)
-        is_rk4, cosine = self.integration == "rk4", math.cos(task.largest_turn)
-        if self.compiled and table.values.device.type == "cpu":
-            # numba takes part of a second to import, so it is, only where it is used.
-            from tractode.tracking.kernels.sdstream import Loop, Rules
-
-            points = (task.limits.minimum, task.limits.maximum)
-            return SDStreamLoop(
-                Loop.of(table, mask, Rules(task.step, cosine, self.cutoff, *points, self.one_way, is_rk4)), derivative
-            )
-        kind = RungeKuttaStepper if is_rk4 else PeakStepper
-        stepper = kind(table, mask, task.step, cosine, self.cutoff)
+        kind = RungeKuttaStepper if self.integration == "rk4" else PeakStepper
+        stepper = kind(table, mask, task.step, math.cos(task.largest_turn), self.cutoff)
         # The Euler stepper makes two steps of the search at a time.
-        return SDStreamMarch(stepper, task.limits, self.one_way, MAX_ITERATIONS // 2, derivative=derivative)
+        march = SDStreamMarch(stepper, task.limits, self.one_way, MAX_ITERATIONS // 2, derivative=derivative)
+        if not (self.compiled and table.values.device.type == "cpu"):
+            return march
+        # numba takes part of a second to import, so it is, only where it is used.
+        from tractode.tracking.kernels.sdstream import loop
+
+        return loop(march, self.integration == "rk4")
 
     def _derivative(self, task: Task, table: ComponentTable) -> LineDerivative:
         step = task.step if task.learned_step is None else task.learned_step
@@ -113,24 +107,8 @@ class SDStream(StreamlineTracker):
 class SDStreamMarch(March):
     """The torch loop of SD_STREAM, with its derivative."""
 
+    stepper: PeakStepper
     derivative: LineDerivative = field(kw_only=True)
-
-    def points(self, paths: Paths, seeds: Float[Tensor, "s 3"]) -> Float[Tensor, "p 3"]:
-        return self.derivative.points(paths, seeds)
-
-    def per_point(self, paths: Paths) -> dict[str, Tensor]:
-        return self.derivative.per_point(paths)
-
-
-@dataclass(frozen=True, eq=False)
-class SDStreamLoop(Engine):
-    """The compiled loop of SD_STREAM (see `kernels.sdstream`), with its derivative."""
-
-    loop: Loop
-    derivative: LineDerivative
-
-    def follow(self, seeds: Float[Tensor, "s 3"], directions: Float[Tensor, "s 3"], first: int) -> Paths:
-        return self.loop.follow(seeds, directions, first)
 
     def points(self, paths: Paths, seeds: Float[Tensor, "s 3"]) -> Float[Tensor, "p 3"]:
         return self.derivative.points(paths, seeds)

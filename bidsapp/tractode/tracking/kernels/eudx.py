@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from tractode.tracking.eudx import VoteMarch
 from tractode.tracking.kernels.compile import inner, kernel
-from tractode.tracking.kernels.run import append_line, grown
-from tractode.tracking.kernels.table import affine_array, contains, lower_corner, to_voxel
+from tractode.tracking.kernels.run import Loop, as_arrays, no_lines, set_row, with_line
+from tractode.tracking.kernels.table import affine_array, contains, lower_corner, mask_arrays, to_voxel
 from tractode.tracking.sampling import ComponentTable
 
 
@@ -38,6 +40,13 @@ def peak_arrays(table: ComponentTable) -> Peaks:
     """Copies the values so that each peak's four numbers lie together."""
     values = table.values.detach().unflatten(1, (4, -1)).mT.contiguous().numpy()
     return Peaks(values, table.rows.contiguous().numpy(), affine_array(table.grid.inverse_affine))
+
+
+def loop(march: VoteMarch) -> Loop:
+    """`follow`, with the peaks, the mask and the rules that the torch loop has."""
+    at, limits = march.stepper, march.limits
+    rules = Rules(at.step, at.cosine, at.cutoff, at.min_weight, limits.minimum, limits.maximum, march.one_way)
+    return Loop(partial(follow, peak_arrays(at.table), mask_arrays(at.mask), rules), march)
 
 
 @inner
@@ -114,17 +123,14 @@ def follow_half(field, mask, rules, line):
         if not contains(mask, px, py, pz):
             break
         taken += 1
-        row = line[taken]
-        row[0], row[1], row[2], row[3], row[4], row[5] = px, py, pz, x, y, z
+        set_row(line[taken], px, py, pz, x, y, z)
     return taken
 
 
 @kernel
 def follow(field, mask, rules, seeds, directions, first):
     """The lines of a chunk of seeds: points, directions, steps of both halves, seeds."""
-    halves = np.empty((2, rules.maximum, 6), seeds.dtype)
-    points, towards = np.empty((4096, 3), seeds.dtype), np.empty((4096, 3), seeds.dtype)
-    steps, found, used = np.empty((3, len(seeds)), np.int64), 0, 0
+    halves, lines = np.empty((2, rules.maximum, 6), seeds.dtype), no_lines(seeds)
     for s in range(len(seeds)):
         px, py, pz = seeds[s]
         x, y, z = directions[s]
@@ -133,23 +139,17 @@ def follow(field, mask, rules, seeds, directions, first):
         x, y, z, is_good = start(field, rules, px, py, pz, x, y, z)
         if not is_good:
             continue
-        origin = halves[0, 0]
-        origin[0], origin[1], origin[2], origin[3], origin[4], origin[5] = px, py, pz, x, y, z
+        set_row(halves[0, 0], px, py, pz, x, y, z)
         n_first, n_second = follow_half(field, mask, rules, halves[0]), 0
         if not rules.is_one_way:
             # The second half is compared with the first half's first step, where there is one.
             if n_first > 0:
                 _, _, _, x, y, z = halves[0, 1]
-            origin = halves[1, 0]
-            origin[0], origin[1], origin[2], origin[3], origin[4], origin[5] = px, py, pz, -x, -y, -z
-            n_second = min(follow_half(field, mask, rules, halves[1]), max(rules.maximum - 1 - n_first, 1))
-        n = 1 + n_first + n_second
-        if n < max(rules.minimum, 2):
-            continue
-        points, towards = grown(points, used, used + n), grown(towards, used, used + n)
-        used = append_line(points, towards, used, halves, n_first, n_second)
-        for axis in range(3):
-            towards[used - n_second - 1, axis] = halves[0, 0, 3 + axis]
-        steps[0, found], steps[1, found], steps[2, found] = n_first, n_second, s
-        found += 1
-    return points[:used].copy(), towards[:used].copy(), steps[0, :found], steps[1, :found], steps[2, :found]
+            set_row(halves[1, 0], px, py, pz, -x, -y, -z)
+            n_second = follow_half(field, mask, rules, halves[1])
+        used = lines[4]
+        lines = with_line(lines, rules, halves, n_first, n_second, s)
+        if lines[4] > used:  # the derivative needs the peak at the seed
+            for axis in range(3):
+                lines[1][used + n_first, axis] = halves[0, 0, 3 + axis]
+    return as_arrays(lines)

@@ -6,25 +6,20 @@ An arc is looked at from its end, and given up at the first amplitude below the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
 from tractode.tracking.cones import SMALLEST_TURN
+from tractode.tracking.ifod2 import ArcStepper
 from tractode.tracking.kernels.compile import inner, kernel
 from tractode.tracking.kernels.density import density, density_work
 from tractode.tracking.kernels.random import draw, stream
-from tractode.tracking.kernels.run import Lines, as_arrays, follow_in_chunks, no_lines, set_row, with_line
-from tractode.tracking.kernels.table import Field, Mask, contains, field_arrays, mask_arrays
-from tractode.tracking.march import Engine, Paths
-from tractode.tracking.sampling import ComponentTable
-from tractode.tracking.stopping import MaskLookup, PointLimits
-
-if TYPE_CHECKING:
-    from tractode.tracking.ifod2 import Arcs
+from tractode.tracking.kernels.run import Loop, as_arrays, no_lines, set_row, with_line
+from tractode.tracking.kernels.table import contains, field_arrays, mask_arrays
+from tractode.tracking.march import March
 
 TWO_PI = 2 * math.pi
 
@@ -47,41 +42,15 @@ class Rules(NamedTuple):
     probes: Float[np.ndarray, "k 3"]  # turn, cosine and sine of the azimuth
 
 
-@dataclass(frozen=True, eq=False)
-class Loop(Engine):
-    """`follow` with the field, the mask and the rules it is to be called with."""
-
-    field: Field
-    mask: Mask
-    rules: Rules
-
-    @classmethod
-    def of(
-        cls,
-        table: ComponentTable,
-        mask: MaskLookup,
-        arcs: Arcs,
-        axes: Float[Tensor, "3 3"],
-        cutoff: float,
-        max_trials: int,
-        limits: PointLimits,
-        is_one_way: bool,
-        key: int,
-    ) -> Loop:
-        """The same description as `tracking.ifod2.ArcStepper` has, and the points of a line."""
-        rules = Rules(
-            arcs.step, float(cutoff), arcs.cap, arcs.n, arcs.sharpness, arcs.probes.ratio, max_trials,
-            limits.minimum, limits.maximum, is_one_way, key, axes.contiguous().numpy(), arcs.probes.turns.numpy(),
-        )  # fmt: skip
-        return cls(field_arrays(table), mask_arrays(mask), rules)
-
-    def follow(self, seeds: Float[Tensor, "s 3"], directions: Float[Tensor, "s 3"], first: int) -> Paths:
-        """See `march.Engine.follow`."""
-
-        def chunk(at: np.ndarray, towards: np.ndarray, number: int) -> Lines:
-            return follow(self.field, self.mask, self.rules, at, towards, number)
-
-        return follow_in_chunks(chunk, seeds, directions, first)
+def loop(march: March, stepper: ArcStepper) -> Loop:
+    """`follow`, with the field, the mask and the rules that the torch loop and its stepper have."""
+    arcs, limits = stepper.arcs, march.limits
+    rules = Rules(
+        arcs.step, float(stepper.cutoff), arcs.cap, arcs.n, arcs.sharpness, arcs.probes.ratio, stepper.max_trials,
+        limits.minimum, limits.maximum, march.one_way, stepper.key, stepper.axes.contiguous().numpy(),
+        arcs.probes.turns.numpy(),
+    )  # fmt: skip
+    return Loop(partial(follow, field_arrays(stepper.table), mask_arrays(stepper.mask), rules), march)
 
 
 @inner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +11,11 @@ import numpy as np
 from tractode.tracking.kernels.compile import inner, kernel
 from tractode.tracking.kernels.polynomial import amplitude, spread, workspace
 from tractode.tracking.kernels.random import draw, stream
-from tractode.tracking.kernels.run import as_arrays, no_lines, set_row, with_line
+from tractode.tracking.kernels.run import Loop, as_arrays, no_lines, set_row, with_line
 from tractode.tracking.kernels.sdstream import direction_at, unit
-from tractode.tracking.kernels.table import contains, interpolate
+from tractode.tracking.kernels.table import contains, field_arrays, interpolate, mask_arrays
+from tractode.tracking.march import March
+from tractode.tracking.ptt import DRAWS, N_ESTIMATES, N_TRIES, ArcStepper, unit_axes
 
 
 class Rules(NamedTuple):
@@ -38,6 +41,17 @@ class Rules(NamedTuple):
     n_estimates: int
     n_tries: int
     n_draws: int
+
+
+def loop(march: March, stepper: ArcStepper) -> Loop:
+    """`follow`, with the field, the mask and the rules that the torch loop and its stepper have."""
+    probe, limits = stepper.probe, march.limits
+    axes = tuple(unit_axes(stepper.table.grid).ravel().tolist())
+    rules = Rules(
+        stepper.step, stepper.curvature, stepper.cutoff, stepper.exponent, probe.spacing, probe.quality, probe.count,
+        probe.radius, limits.minimum, limits.maximum, march.one_way, stepper.key, axes, N_ESTIMATES, N_TRIES, DRAWS,
+    )  # fmt: skip
+    return Loop(partial(follow, field_arrays(stepper.table), mask_arrays(stepper.mask), rules), march)
 
 
 @inner

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,31 +12,47 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tractode.tracking.kernels.compile import inner
-from tractode.tracking.march import Paths
+from tractode.tracking.march import Engine, Paths
 
 CHUNK = 256  # seeds: large enough to hide the call, small enough to balance the threads
+SEEDS_AT_ONCE = 8192  # few enough that little is thrown away once there are enough lines
 # Points, directions, steps of the first and second halves, seeds (counted within the chunk) of the lines kept.
 Lines = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Follow = Callable[[np.ndarray, np.ndarray, int], Lines]
 
 
-def follow_in_chunks(
-    follow: Follow, seeds: Float[Tensor, "s 3"], directions: Float[Tensor, "s 3"], first: int
-) -> Paths:
-    """``follow(seeds, directions, first)`` is called for each chunk, ``first`` being the index of its first seed.
+@dataclass(frozen=True, eq=False)
+class Loop(Engine):
+    """A compiled loop, which follows each seed whole; all else is as the method's torch loop has it.
 
-    What it does with a seed must depend on that seed, its direction and its index only: then the lines depend neither
-    on the chunks nor on how many threads (those of torch) share them.
+    ``follow_chunk(seeds, directions, first)`` is called for each chunk, ``first`` being the index of its first seed. What
+    it does with a seed must depend on that seed, its direction and its index only: then the lines depend neither on the
+    chunks nor on how many threads (those of torch) share them.
     """
-    at, towards = seeds.detach().contiguous().numpy(), directions.contiguous().numpy()
-    starts = range(0, len(at), CHUNK)
 
-    def chunk(start: int) -> Lines:
-        return follow(at[start : start + CHUNK], towards[start : start + CHUNK], first + start)
+    follow_chunk: Follow
+    march: Engine
 
-    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        parts = list(pool.map(chunk, starts))
-    return _join(parts, starts, at.dtype)
+    @property
+    def seeds_at_once(self) -> int:
+        return SEEDS_AT_ONCE
+
+    def follow(self, seeds: Float[Tensor, "s 3"], directions: Float[Tensor, "s 3"], first: int) -> Paths:
+        at, towards = seeds.detach().contiguous().numpy(), directions.contiguous().numpy()
+        starts = range(0, len(at), CHUNK)
+
+        def chunk(start: int) -> Lines:
+            return self.follow_chunk(at[start : start + CHUNK], towards[start : start + CHUNK], first + start)
+
+        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+            parts = list(pool.map(chunk, starts))
+        return _join(parts, starts, at.dtype)
+
+    def points(self, paths: Paths, seeds: Float[Tensor, "s 3"]) -> Float[Tensor, "p 3"]:
+        return self.march.points(paths, seeds)
+
+    def per_point(self, paths: Paths) -> dict[str, Tensor]:
+        return self.march.per_point(paths)
 
 
 def _join(parts: list[Lines], starts: range, kind: np.dtype) -> Paths:

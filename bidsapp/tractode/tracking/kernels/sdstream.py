@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 
 from tractode.tracking.kernels.compile import inner, kernel
 from tractode.tracking.kernels.polynomial import contract, spread, workspace
-from tractode.tracking.kernels.run import Lines, as_arrays, follow_in_chunks, no_lines, set_row, with_line
-from tractode.tracking.kernels.table import Field, Mask, contains, field_arrays, interpolate, mask_arrays
-from tractode.tracking.march import Paths
+from tractode.tracking.kernels.run import Loop, as_arrays, no_lines, set_row, with_line
+from tractode.tracking.kernels.table import contains, field_arrays, interpolate, mask_arrays
 from tractode.tracking.peaks import (
     ASCENT_TOLERANCE,
     MAX_ITERATIONS,
@@ -23,8 +20,7 @@ from tractode.tracking.peaks import (
     POLISH_REACH,
     POLISH_TOLERANCE,
 )
-from tractode.tracking.sampling import ComponentTable
-from tractode.tracking.stopping import MaskLookup
+from tractode.tracking.sdstream import SDStreamMarch
 
 
 class Rules(NamedTuple):
@@ -39,25 +35,11 @@ class Rules(NamedTuple):
     is_rk4: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Loop:
-    """`follow` with the field, the mask and the rules it is to be called with."""
-
-    field: Field
-    mask: Mask
-    rules: Rules
-
-    @classmethod
-    def of(cls, table: ComponentTable, mask: MaskLookup, rules: Rules) -> Loop:
-        return cls(field_arrays(table), mask_arrays(mask), rules)
-
-    def follow(self, seeds: Float[Tensor, "s 3"], directions: Float[Tensor, "s 3"], first: int) -> Paths:
-        """See `march.Engine.follow`."""
-
-        def chunk(at: np.ndarray, towards: np.ndarray, number: int) -> Lines:
-            return follow(self.field, self.mask, self.rules, at, towards, number)
-
-        return follow_in_chunks(chunk, seeds, directions, first)
+def loop(march: SDStreamMarch, is_rk4: bool) -> Loop:
+    """`follow`, with the field, the mask and the rules that the torch loop has."""
+    at, limits = march.stepper, march.limits
+    rules = Rules(at.step, at.cosine, at.cutoff, limits.minimum, limits.maximum, march.one_way, is_rk4)
+    return Loop(partial(follow, field_arrays(at.table), mask_arrays(at.mask), rules), march)
 
 
 @inner
