@@ -1,20 +1,18 @@
-"""Rigid and affine registration of images of any contrast by normalised mutual information.
+"""Rigid, similarity and affine registration of images of any contrast, the same from either side.
 
 C. Studholme et al., Pattern Recognition 32:71 (1999), doi:10.1016/S0031-3203(98)00091-0, on the multi-resolution scheme of
 P. Thévenaz, M. Unser, IEEE TIP 9:2083 (2000), doi:10.1109/83.887976.
 
-Departures: the histogram is gathered from points of *both* images (fixed points mapped forward, moving points mapped back),
-so that a slab inside a whole head keeps all of its own points and cannot gain by sliding out of view; a search over
-rotations and shifts precedes the descent, which is L-BFGS on parameters scaled to millimetres; scales and shears carry a
-weak Gaussian prior, which decides where the images do not (a slab says little about the scale across it).
+Departures: the cost is gathered from points of *both* images (fixed points mapped forward, moving points mapped back), so that a
+slab inside a whole head keeps all of its own points and cannot gain by sliding out of view; a search over rotations and
+shifts precedes the descent, which is L-BFGS on parameters scaled to millimetres in the space halfway between the images;
+scales and shears carry a weak Gaussian prior, which decides where the images do not (a slab says little about the scale across it). Search,
+points, cost, prior and steps treat both images alike: exchanging them gives the inverse, up to rounding.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,17 +20,18 @@ from jaxtyping import Float
 from scipy.optimize import minimize
 from torch import Tensor
 
-from tractode.errors import SpaceMismatchError
+from tractode.errors import InputDataError, SpaceMismatchError
 from tractode.fields.image import Image, ImageGrid, check_same_grid
 from tractode.fields.transform import Affine
 from tractode.ops import affine as aff
 from tractode.ops import interpolate, smooth
-from tractode.registration.metrics.mutual_information import normalised_mutual_information, parzen, unit_range
+from tractode.registration import poses
+from tractode.registration.halfway import N_PARAMETERS, RADIUS, Dof, Halfway
+from tractode.registration.metrics.mutual_information import unit_range
+from tractode.registration.point_costs import PointCost, point_cost
 
-Dof = Literal["rigid", "similarity", "affine"]
-N_PARAMETERS = {"rigid": 6, "similarity": 7, "affine": 12}
-# One unit of every parameter moves a point this far (mm) from the centre by about one millimetre.
-_RADIUS = 80.0
+# Less of either image seen by the other than this: nothing was registered.
+LEAST_SEEN = 0.02
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class AffineSettings:
     bins
         Bins of each image.
     search_scales
-        Sizes of the moving head against the fixed one that the search tries (not for rigid).
+        Sizes of the moving head against the fixed one that the search tries (not for rigid); their inverses are among them.
     starts, finalists
         How many poses of each size are descended from with few freedoms, and how many of their ends with all.
     margin
@@ -69,7 +68,7 @@ class AffineSettings:
     search_points: int = 1_500
     bins: int = 32
     search_bins: int = 20
-    search_scales: tuple[float, ...] = (0.85, 1.0, 1.15)
+    search_scales: tuple[float, ...] = (1 / 1.15, 1.0, 1.15)
     starts: int = 4
     finalists: int = 3
     margin: float = 3.0
@@ -86,6 +85,7 @@ def register_affine(
     moving: Image,
     *,
     dof: Dof = "affine",
+    metric: str = "nmi",
     fixed_mask: Image | None = None,
     moving_mask: Image | None = None,
     initial: Affine | None = None,
@@ -97,11 +97,21 @@ def register_affine(
     ----------
     fixed, moving
         Images of one channel, any contrast, any part of a head; the first channel is used.
+    metric
+        ``nmi``, ``mi``, ``lmi``, ``cr`` or ``lncc`` (see ``registration/point_costs.py``); the search is by ``nmi``
+        always.
     fixed_mask, moving_mask
         What to look at (a brain mask; widened by ``settings.margin``). Give the brain mask of at least one of the two
         when only one of them shows a whole head.
     initial
         Where to start (fixed → moving) in place of the search; the descent finds what is near it.
+
+    Raises
+    ------
+    SpaceMismatchError
+        ``initial`` joins other spaces.
+    InputDataError
+        A mask is empty, an image is uniform inside its mask, or the images do not meet where the descent ended.
     """
     settings = settings or AffineSettings()
     if initial is not None and (initial.source, initial.target) != (fixed.grid.space, moving.grid.space):
@@ -109,47 +119,110 @@ def register_affine(
             f"The initial transform goes {initial.source!r} → {initial.target!r}; "
             f"it must go {fixed.grid.space!r} → {moving.grid.space!r}."
         )
-    pair = _Pair(
+    _check("fixed", fixed, fixed_mask)
+    _check("moving", moving, moving_mask)
+    pair = Pair(
         *_thinned(fixed, fixed_mask, settings.levels[-1]), *_thinned(moving, moving_mask, settings.levels[-1]), settings
     )
-    start = _search(pair, dof, settings) if initial is None else initial.matrix.to("cpu", torch.float64)
+    start = poses.search(pair, dof) if initial is None else initial.matrix.to("cpu", torch.float64)
     finest = min(*fixed.grid.voxel_sizes, *moving.grid.voxel_sizes)
     sizes = [size for n, size in enumerate(settings.levels) if n == 0 or size > 0.7 * finest]
     for size in sizes:
-        start, _ = _descend(pair.level(size, settings.points, settings.bins), start, dof, settings)
+        level = pair.level(size, settings.points, point_cost(metric, settings.bins))
+        start, _ = descend(level, start, dof, settings)
+    _check_seen(level, start)
     return Affine(start, fixed.grid.space, moving.grid.space)
+
+
+def _check(which: str, image: Image, mask: Image | None) -> None:
+    """There is something to look at."""
+    values = image.values[0]
+    if mask is not None:
+        check_same_grid(mask.grid, image.grid, "The mask of an image to be registered")
+        if not bool(mask.mask.any()):
+            raise InputDataError(
+                f"The mask of the {which} image is empty",
+                id="E-REG-MASK",
+                needed="at least one voxel to look at",
+                fix="look at the mask; the brain may not have been found",
+            )
+        values = values[mask.mask]
+    if not float(values.max()) > float(values.min()):
+        raise InputDataError(
+            f"The {which} image is uniform{' inside its mask' if mask is not None else ''}",
+            id="E-REG-FLAT",
+            needed="an image with contrast",
+            fix="look at the image; a wrong volume or a wrong scaling may have been given",
+        )
+
+
+def _check_seen(level: Level, matrix: Float[Tensor, "4 4"]) -> None:
+    """The images overlap."""
+    _, share = level.evaluate(matrix)
+    if float(share) < LEAST_SEEN:
+        raise InputDataError(
+            f"The images do not meet: each sees {100 * float(share):.0f} % of the other",
+            id="E-REG-OVERLAP",
+            needed="images of one part of a head",
+            fix="start without an initial transform, or check that both show the same part",
+        )
 
 
 # --- one resolution -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class _Side:
+class Side:
     """One image at one resolution: intensity in [0, 1] and mask, and points drawn from it with both."""
 
     values: Float[Tensor, "2 i j k"]
     to_voxel: Float[Tensor, "4 4"]
-    points: Float[Tensor, "n 3"]
-    weight: Float[Tensor, " n"]
-    window: Float[Tensor, "n bins"]
+    points: Float[Tensor, "g p 3"]
+    weight: Float[Tensor, "g p"]
+    prepared: Float[Tensor, "g p b"]
     centre: Float[Tensor, " 3"]
 
-    def sample(self, points: Float[Tensor, "n 3"]) -> tuple[Tensor, Tensor]:
+    def sample(self, points: Float[Tensor, "g p 3"]) -> tuple[Float[Tensor, "g p"], Float[Tensor, "g p"]]:
         """Intensity (the edge goes on) and weight (0 out of view) at world points."""
         at = aff.apply_affine(self.to_voxel, points)
-        intensity = interpolate.sample(self.values[:1], at, outside="nearest")[:, 0]
-        return intensity, interpolate.sample(self.values[1:], at)[:, 0]
+        intensity = interpolate.sample(self.values[:1], at, outside="nearest")[..., 0]
+        return intensity, interpolate.sample(self.values[1:], at)[..., 0]
+
+    @property
+    def middle(self) -> Float[Tensor, " 3"]:
+        """Of the field of view."""
+        middle = (torch.tensor(self.values.shape[1:], dtype=torch.float64) - 1) / 2
+        return aff.apply_affine(torch.linalg.inv(self.to_voxel).cpu(), middle)
 
 
 @dataclass(frozen=True, eq=False)
-class _Level:
-    fixed: _Side
-    moving: _Side
-    bins: int
+class Level:
+    """Both images at one resolution, and the cost of a pose."""
+
+    fixed: Side
+    moving: Side
+    measure: PointCost
+
+    def evaluate(self, matrix: Float[Tensor, "4 4"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """The cost over the points of both images, with a guard against sliding apart; and the larger share seen."""
+        fixed, moving, measure = self.fixed, self.moving, self.measure
+        forward = matrix.to(fixed.points)
+        backward = torch.linalg.inv(matrix).to(fixed.points)
+        there, seen = moving.sample(aff.apply_affine(forward, fixed.points))
+        back, seen_back = fixed.sample(aff.apply_affine(backward, moving.points))
+        weight, weight_back = seen * fixed.weight, seen_back * moving.weight
+        share = weight.sum() / fixed.weight.sum().clamp_min(1e-6)
+        share_back = weight_back.sum() / moving.weight.sum().clamp_min(1e-6)
+        tally = measure.together(
+            measure.tally(fixed.prepared, measure.prepare(there), weight),
+            measure.tally(measure.prepare(back), moving.prepared, weight_back),
+        )
+        largest = torch.maximum(share, share_back)
+        return (0.6 - largest).clamp_min(0) + measure.cost(tally), largest
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
+class Pair:
     """The two images and where to look at them."""
 
     fixed: Image
@@ -159,15 +232,14 @@ class _Pair:
     settings: AffineSettings
     stripped: bool = False
 
-    def level(self, size: float, points: int, bins: int) -> _Level:
+    def level(self, size: float, points: int, measure: PointCost) -> Level:
         """Both at voxels of about ``size`` mm, with at most ``points`` points of each."""
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        settings = replace(self.settings, bins=bins)
-        return _Level(
-            _side(self.fixed, self.fixed_mask, size, points, settings, generator, self.stripped),
-            _side(self.moving, self.moving_mask, size, points, settings, generator, self.stripped),
-            bins,
-        )
+        # Each image draws from a generator of its own, so that its points do not depend on which side it stands on.
+        sides = [
+            _side(image, mask, size, points, self.settings, measure, self.stripped)
+            for image, mask in ((self.fixed, self.fixed_mask), (self.moving, self.moving_mask))
+        ]
+        return Level(sides[0], sides[1], measure)
 
 
 def _thinned(image: Image, mask: Image | None, size: float) -> tuple[Image, Image | None]:
@@ -178,19 +250,12 @@ def _thinned(image: Image, mask: Image | None, size: float) -> tuple[Image, Imag
     if mask is None:
         return Image(grid, values), None
     steps = [round(float(n / o)) for n, o in zip(grid.voxel_sizes, image.grid.voxel_sizes, strict=True)]
-    check_same_grid(mask.grid, image.grid, "The mask of an image to be registered")
     return Image(grid, values), Image(grid, mask.mask[None, :: steps[0], :: steps[1], :: steps[2]])
 
 
 def _side(
-    image: Image,
-    mask: Image | None,
-    size: float,
-    n: int,
-    settings: AffineSettings,
-    generator: torch.Generator,
-    stripped: bool,
-) -> _Side:
+    image: Image, mask: Image | None, size: float, n: int, settings: AffineSettings, measure: PointCost, stripped: bool
+) -> Side:
     grid = image.grid
     values = image.values[:1].to(torch.float32)
     wide = torch.ones(grid.shape, dtype=torch.bool, device=values.device) if mask is None else mask.mask
@@ -201,23 +266,37 @@ def _side(
     if mask is not None and stripped:
         unit = (0.3 + 0.7 * unit_range(values, mask.mask[None])) * mask.mask
     stacked, affine = smooth.reduce(torch.cat([unit, wide[None].to(unit)]), grid.affine, size)
-    chosen = (stacked[1] > 0.5).nonzero()
-    if len(chosen) > n:
-        order = torch.randperm(len(chosen), generator=generator)[:n]
-        chosen = chosen[order.to(chosen.device)]
-    # Off the lattice by a random part of a voxel: points on it make the cost ripple with the voxel's period.
-    jitter = torch.rand(len(chosen), 3, generator=generator).to(chosen.device) - 0.5
-    upper = torch.tensor(stacked.shape[1:], device=chosen.device) - 1
-    at = torch.minimum((chosen + jitter).clamp_min(0), upper)
+    at = _draw(stacked[1] > 0.5, affine, n, size, measure, torch.Generator().manual_seed(settings.seed))
     drawn = interpolate.sample(stacked, at)
-    return _Side(
+    return Side(
         stacked,
         torch.linalg.inv(affine).to(values.device),
         aff.apply_affine(affine, at),
-        drawn[:, 1],
-        parzen(drawn[:, 0], settings.bins),
+        drawn[..., 1],
+        measure.prepare(drawn[..., 0]),
         _centre(stacked, affine, has_mask=mask is not None),
     )
+
+
+def _draw(
+    inside: Tensor, affine: Float[Tensor, "4 4"], n: int, size: float, measure: PointCost, generator: torch.Generator
+) -> Float[Tensor, "g p 3"]:
+    """Voxel coordinates of random points: one group of ``n``, or groups in cubes around random middles."""
+    chosen = inside.nonzero()
+    most = max(n // measure.group, 1) if measure.group else n
+    if len(chosen) > most:
+        order = torch.randperm(len(chosen), generator=generator)[:most]
+        chosen = chosen[order.to(chosen.device)]
+    shape = (len(chosen), max(measure.group, 1), 3)
+    offsets = torch.rand(shape, generator=generator) - 0.5
+    if measure.group:
+        half = measure.width * size if measure.in_voxels else measure.width
+        offsets = 2 * half * offsets / aff.voxel_sizes(affine).float()
+    # Off the lattice by a random part of a voxel: points on it make the cost ripple with the voxel's period.
+    at = chosen[:, None] + offsets.to(chosen.device)
+    upper = torch.tensor(inside.shape, device=chosen.device) - 1
+    at = torch.minimum(at.clamp_min(0), upper)
+    return at if measure.group else at.transpose(0, 1)
 
 
 def _centre(stacked: Float[Tensor, "2 i j k"], affine: Tensor, *, has_mask: bool) -> Float[Tensor, " 3"]:
@@ -230,35 +309,18 @@ def _centre(stacked: Float[Tensor, "2 i j k"], affine: Tensor, *, has_mask: bool
     return aff.apply_affine(affine, index)
 
 
-# --- the cost and its descent ---------------------------------------------------------------------------------------
-
-
-def _cost(level: _Level, matrix: Float[Tensor, "4 4"]) -> Float[Tensor, ""]:
-    """Minus the normalised mutual information over the points of both images, with a guard against sliding apart."""
-    fixed, moving = level.fixed, level.moving
-    forward = matrix.to(fixed.points)
-    backward = torch.linalg.inv(matrix).to(fixed.points)
-    there, seen = moving.sample(aff.apply_affine(forward, fixed.points))
-    back, seen_back = fixed.sample(aff.apply_affine(backward, moving.points))
-    weight, weight_back = seen * fixed.weight, seen_back * moving.weight
-    # Each image counts by what the other sees of it, so that neither set of points outweighs the other.
-    share = weight.sum() / fixed.weight.sum().clamp_min(1e-6)
-    share_back = weight_back.sum() / moving.weight.sum().clamp_min(1e-6)
-    joint = (fixed.window * weight[:, None]).mT @ parzen(there, level.bins)
-    joint = joint + (parzen(back, level.bins) * weight_back[:, None]).mT @ moving.window
-    guard = (0.6 - torch.maximum(share, share_back)).clamp_min(0)
-    return guard - normalised_mutual_information(joint)
+# --- the cost's prior and the descent -------------------------------------------------------------------------------
 
 
 def local_matrix(parameters: Float[Tensor, " p"], centre: Float[Tensor, " 3"]) -> Float[Tensor, "4 4"]:
     """Shift, turn, scale and shear about ``centre`` from 6, 7 or 12 parameters in mm at 80 mm from it."""
-    shift, turn = parameters[:3], parameters[3:6] / _RADIUS
+    shift, turn = parameters[:3], parameters[3:6] / RADIUS
     zero = torch.zeros((), dtype=parameters.dtype)
     x, y, z = turn
     skew = torch.stack([torch.stack([zero, -z, y]), torch.stack([z, zero, -x]), torch.stack([-y, x, zero])])
     linear = torch.linalg.matrix_exp(skew)
     if len(parameters) > 6:
-        rest = parameters[6:] / _RADIUS
+        rest = parameters[6:] / RADIUS
         if len(parameters) == 7:
             stretch = torch.eye(3, dtype=parameters.dtype) * rest[0]
         else:
@@ -271,6 +333,10 @@ def local_matrix(parameters: Float[Tensor, " p"], centre: Float[Tensor, " 3"]) -
 
 def _prior(matrix: Float[Tensor, "4 4"], settings: AffineSettings) -> Float[Tensor, ""]:
     """Half the squared logarithmic strain over its standard deviations: of size, and of shape."""
+    return (_strain_cost(matrix, settings) + _strain_cost(torch.linalg.inv(matrix), settings)) / 2
+
+
+def _strain_cost(matrix: Float[Tensor, "4 4"], settings: AffineSettings) -> Float[Tensor, ""]:
     # Without an SVD, whose gradient fails at equal values: for strains this small the second-order series of half the
     # logarithm of AᵀA will do.
     gram = matrix[:3, :3].mT @ matrix[:3, :3] - torch.eye(3, dtype=matrix.dtype)
@@ -281,16 +347,16 @@ def _prior(matrix: Float[Tensor, "4 4"], settings: AffineSettings) -> Float[Tens
     return 0.5 * settings.prior_weight * squares
 
 
-def _descend(
-    level: _Level, start: Float[Tensor, "4 4"], dof: Dof, settings: AffineSettings
+def descend(
+    level: Level, start: Float[Tensor, "4 4"], dof: Dof, settings: AffineSettings
 ) -> tuple[Float[Tensor, "4 4"], float]:
     """L-BFGS from ``start``; returns the matrix and its cost."""
-    centre = level.fixed.centre
+    around = Halfway(start, level.fixed.centre, level.moving.centre)
 
     def evaluate(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         leaf = torch.tensor(parameters, dtype=torch.float64, requires_grad=True)
-        matrix = start @ local_matrix(leaf, centre)
-        cost = _cost(level, matrix).to("cpu", torch.float64)
+        matrix = around.pose(leaf)
+        cost = level.evaluate(matrix)[0].to("cpu", torch.float64)
         if dof != "rigid":
             cost = cost + _prior(matrix, settings)
         (gradient,) = torch.autograd.grad(cost, leaf)
@@ -304,88 +370,4 @@ def _descend(
         method="L-BFGS-B",
         options={"maxiter": settings.iterations, "ftol": 1e-7, "gtol": 1e-3},
     )
-    return start @ local_matrix(torch.from_numpy(result.x), centre), float(result.fun) / 1e3
-
-
-# --- the search -----------------------------------------------------------------------------------------------------
-
-
-def _search(pair: _Pair, dof: Dof, settings: AffineSettings) -> Float[Tensor, "4 4"]:
-    """The start of the descent: a grid of poses, then short descents from the best of them that lie well apart."""
-    # With one mask, strictly inside it: at its rim, brain against nothing rivals head against air, and heads come out
-    # too large. With two, each brain is cut out and its outline says most of where and how large it is.
-    both = pair.fixed_mask is not None and pair.moving_mask is not None
-    pair = replace(pair, stripped=both, settings=replace(settings, margin=settings.search_margin if both else 0.0))
-    level = pair.level(settings.search_level, settings.search_points, settings.search_bins)
-    finer = pair.level(settings.search_level, 2 * settings.search_points, settings.search_bins)
-    few: Dof = "rigid" if dof == "rigid" else "similarity"
-    ends = []
-    for scale in (1.0,) if dof == "rigid" else settings.search_scales:
-        for start in _starts(level, scale, settings.starts):
-            held, _ = _descend(finer, start, "rigid", settings)
-            ends.append(_descend(finer, held, few, settings) if few != "rigid" else (held, _cost(finer, held).item()))
-    finalists = _apart(_sorted(ends), level, settings.finalists, 4.0)
-    if len(finalists) == 1:
-        return finalists[0]
-    level = pair.level(settings.levels[0], settings.points // 2, settings.bins)
-    return _sorted([_descend(level, start, dof, settings) for start in finalists])[0]
-
-
-def _starts(level: _Level, scale: float, n: int) -> list[Float[Tensor, "4 4"]]:
-    """The best poses of one size that lie well apart."""
-    ranked = _rank(level, _pitched(level, scale))
-    turned = [
-        matrix @ local_matrix(_turn(0.0, yaw, roll), level.fixed.centre)
-        for matrix in _apart(ranked, level, 2 * n)
-        for yaw, roll in ((0.0, 0.0), (-20.0, 0.0), (20.0, 0.0), (0.0, -20.0), (0.0, 20.0))
-    ]
-    return _apart(_rank(level, turned), level, n)
-
-
-def _pitched(level: _Level, scale: float) -> list[Float[Tensor, "4 4"]]:
-    """Poses over guesses of the centres, shifts, and nods of the head (its commonest turn)."""
-    fixed, moving = level.fixed, level.moving
-    pairs = [(fixed.centre, moving.centre), (_middle(fixed), _middle(moving)), (fixed.centre, fixed.centre)]
-    shifts = [(0, 0, 0), (0, 0, 20), (0, 0, -20), (0, 0, 40), (0, 0, -40), (0, 20, 0), (0, -20, 0)]
-    poses = []
-    for (source, target), shift, pitch in itertools.product(pairs, shifts, (-30.0, -15.0, 0.0, 15.0, 30.0)):
-        move = target - source + torch.tensor(shift, dtype=torch.float64)
-        size = torch.tensor([_RADIUS * np.log(scale)], dtype=torch.float64)
-        pose = torch.cat([move, _turn(pitch, 0.0, 0.0)[3:], size])
-        poses.append(local_matrix(pose if scale != 1 else pose[:6], source))
-    return poses
-
-
-def _turn(pitch: float, yaw: float, roll: float) -> Float[Tensor, " 6"]:
-    """Parameters of a turn about x (nodding), z and y, in degrees."""
-    angles = torch.deg2rad(torch.tensor([pitch, roll, yaw], dtype=torch.float64))
-    return torch.cat([torch.zeros(3, dtype=torch.float64), angles * _RADIUS])
-
-
-def _rank(level: _Level, poses: Sequence[Float[Tensor, "4 4"]]) -> list[Float[Tensor, "4 4"]]:
-    """The poses, best first."""
-    with torch.no_grad():
-        return _sorted([(pose, _cost(level, pose).item()) for pose in poses])
-
-
-def _sorted(scored: Sequence[tuple[Tensor, float]]) -> list[Tensor]:
-    return [matrix for matrix, _ in sorted(scored, key=lambda item: item[1])]
-
-
-def _apart(ranked: Sequence[Tensor], level: _Level, n: int, distance: float = 12.0) -> list[Tensor]:
-    """The first ``n`` poses that move the fixed points by ``distance`` mm or more on average from one another."""
-    points = level.fixed.points[:: max(1, len(level.fixed.points) // 50)].double().cpu()
-    kept: list[tuple[Tensor, Tensor]] = []
-    for matrix in ranked:
-        here = aff.apply_affine(matrix, points)
-        if all(float((here - there).norm(dim=-1).mean()) >= distance for _, there in kept):
-            kept.append((matrix, here))
-        if len(kept) == n:
-            break
-    return [matrix for matrix, _ in kept]
-
-
-def _middle(side: _Side) -> Float[Tensor, " 3"]:
-    """The middle of the field of view."""
-    middle = (torch.tensor(side.values.shape[1:], dtype=torch.float64) - 1) / 2
-    return aff.apply_affine(torch.linalg.inv(side.to_voxel).cpu(), middle)
+    return around.pose(torch.from_numpy(result.x)), float(result.fun) / 1e3

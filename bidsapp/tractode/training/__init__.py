@@ -1,0 +1,5 @@
+"""Fitting the learned models: one loop, one file a model. Nothing here is needed to use them."""
+
+from tractode.registry import Registry
+
+TRAINERS = Registry("model to train", {"contrastive": "tractode.training.contrastive:ContrastiveProblem"})
