@@ -2,7 +2,7 @@
 
     python benchmarks/ifod2_distributions.py [--output FILE] [--lines 10000] [--only toshiba60 xa30 simulated] [--work FOLDER]
 
-For each subject: streamlines of ours and of ``tckgen`` with two random seeds each, on the same FOD, mask and seed mask.
+What is in FILE already stays, unless it is measured anew; each entry says at which commit it was measured. For each subject: streamlines of ours and of ``tckgen`` with two random seeds each, on the same FOD, mask and seed mask.
 For ours against tckgen (``ours``), tckgen against tckgen (``tckgen_itself``) and ours against ours (``ours_itself``):
 
 - ``length_ks``, ``turn_ks``: two-sample Kolmogorov–Smirnov statistics (and ``_p``) of length in mm and of mean turn in
@@ -55,17 +55,19 @@ def main() -> int:
     arguments = parser.parse_args()
     work = arguments.work or Path(tempfile.mkdtemp(prefix="distributions-"))
     command = " ".join(["python benchmarks/ifod2_distributions.py", *sys.argv[1:]])
-    result: dict[str, Any] = {"meta": meta(f"TRACTODE_TEST_DATA=$TRACTODE_TEST_DATA {command}")}
+    about = meta(f"TRACTODE_TEST_DATA=$TRACTODE_TEST_DATA {command}")
+    result: dict[str, Any] = {"meta": about}
+    if arguments.output and arguments.output.exists():
+        result = {**json.loads(arguments.output.read_text()), "meta": about}
     for name in arguments.only:
         fod, mask = simulated(work / name)[::2] if name == "simulated" else real(name, work / name)
-        result[name] = {
-            algorithm: subject(fod, mask, work / name, n, algorithm)
-            for algorithm, n in (("iFOD2", arguments.lines), ("iFOD1", arguments.lines_ifod1))
-            if n
-        }
-        print(name, json.dumps(result[name]), file=sys.stderr)
-        if arguments.output:
-            arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+        for algorithm, n in (("iFOD2", arguments.lines), ("iFOD1", arguments.lines_ifod1)):
+            if n:
+                found = subject(fod, mask, work / name, n, algorithm)
+                result.setdefault(name, {})[algorithm] = {**found, "commit": about["commit"], "date": about["date"]}
+                print(name, algorithm, json.dumps(found), file=sys.stderr)
+                if arguments.output:
+                    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
     return 0
 

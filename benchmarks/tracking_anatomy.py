@@ -78,7 +78,8 @@ def act(fod: Path, mask: Path, tissues: Path, folder: Path, n: int, exact: tuple
         )
         text = ",".join(f"{x:.9g}" for x in direction)
         way = ("-seed_direction", text, *exact)
-        no_act = ("-mask", folder / "wide.nii", "-cutoff", tracker.cutoff, "-minlength", tracker.min_length)
+        no_act = ("-mask", folder / "wide.nii", "-cutoff", tracker.cutoff, "-minlength", tracker.min_length,
+                  "-maxlength", tracker.max_length)  # fmt: skip
         sets = {
             "ours": rule.apply(free),
             "free": free,

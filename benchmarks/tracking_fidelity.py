@@ -1,8 +1,11 @@
-"""SD_STREAM line by line against MRtrix3's, beside MRtrix3 against itself and the published figure.
+"""Lines against those of other programs from the same seeds: SD_STREAM, ACT, seeding mechanisms, EuDX.
 
     python benchmarks/tracking_fidelity.py [--output benchmarks/results/tracking_fidelity.json] [--lines 10000] [--work FOLDER]
+        [--only toshiba60 xa30 simulated] [--parts lines act seeding eudx]
 
-For each subject ``tckgen -algorithm SD_STREAM -noprecomputed`` makes the lines; its seeds, read from its file, are
+The parts ``act``, ``seeding`` and ``eudx`` are explained in `tracking_anatomy`, `tracking_seeding` and `tracking_eudx`; they are not
+made for toshiba60, which has no T1w. What is in the output already stays, unless it is measured anew; each entry says at
+which commit it was. Part ``lines``: for each subject ``tckgen -algorithm SD_STREAM -noprecomputed`` makes the lines; its seeds, read from its file, are
 followed by `SDStream` with the same initial direction on the same FOD, mask and settings. tckgen takes no list of seeds
 and directions, but one direction for all seeds: it is run for ten of them. ``tckgen_itself`` is the agreement of its
 tabulated with its exact Legendre functions (``-nthreads 0``, one random seed, lines paired by their seed points).
@@ -18,6 +21,7 @@ import math
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,10 @@ import torch
 from measure import meta
 from parting import Law, explain
 from torch import Tensor
-from tracking_subjects import call, real, simulated
+from tracking_anatomy import act
+from tracking_eudx import eudx
+from tracking_seeding import dynamic, interface
+from tracking_subjects import call, real, simulated, tissues
 
 from tractode.evaluate.agreement import compare_lines, hausdorff_distances
 from tractode.fields import Image, ShField, Streamlines
@@ -37,6 +44,8 @@ from tractode.tracking.sdstream import SDStream
 
 PUBLISHED = {"share_within_1_mm": 0.93, "n": 10000, "source": "arXiv:2511.14807"}
 RUNS = 10
+WITH_T1W = ("xa30", "simulated")  # or with tissues of another kind
+N_ACT_SEEDS, N_INTERFACE, N_DYNAMIC, N_EUDX_SEEDS = 20_000, 100_000, 20_000, 5_000
 
 
 @dataclass(frozen=True)
@@ -56,22 +65,51 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--lines", type=int, default=10_000)
+    parser.add_argument("--parts", nargs="*", default=["lines", *PARTS], choices=["lines", *PARTS])
     parser.add_argument("--only", nargs="*", default=["toshiba60", "xa30", "simulated"])
     parser.add_argument("--work", type=Path, help="folder that keeps FODs between runs; a temporary one by default")
     arguments = parser.parse_args()
     work = arguments.work or Path(tempfile.mkdtemp(prefix="fidelity-"))
     command = " ".join(["python benchmarks/tracking_fidelity.py", *sys.argv[1:]])
-    result: dict[str, Any] = {"meta": meta(f"TRACTODE_TEST_DATA=$TRACTODE_TEST_DATA {command}"), "paper": PUBLISHED}
-    result["meta"]["mrtrix3"] = call("tckgen", "--version").splitlines()[0].strip("= ")
+    about = meta(f"TRACTODE_TEST_DATA=$TRACTODE_TEST_DATA {command}")
+    about["mrtrix3"] = call("tckgen", "--version").splitlines()[0].strip("= ")
+    result: dict[str, Any] = {"meta": about, "paper": PUBLISHED}
+    if arguments.output and arguments.output.exists():
+        result = {**json.loads(arguments.output.read_text()), **result}
+    stamp = {"commit": about["commit"], "date": about["date"]}
     for name in arguments.only:
         fod, mask = simulated(work / name)[:2] if name == "simulated" else real(name, work / name)
-        result[name] = subject(fod, mask, work / name, arguments.lines)
-        print(name, json.dumps({k: v for k, v in result[name].items() if k != "remaining"}), file=sys.stderr)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
+        for part in arguments.parts:
+            if part == "lines":
+                result[name] = found = {**subject(fod, mask, work / name, arguments.lines), **stamp}
+            elif name in WITH_T1W:
+                found = {**PARTS[part](name, fod, mask, work / name), **stamp}
+                result.setdefault(part, {})[name] = found
+            else:
+                continue
+            print(part, name, json.dumps({k: v for k, v in found.items() if k != "remaining"}), file=sys.stderr)
+            if arguments.output:
+                arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
     return 0
+
+
+def _act(name: str, fod: Path, mask: Path, folder: Path) -> dict[str, Any]:
+    return act(fod, mask, tissues(name, folder), folder, N_ACT_SEEDS, exact_or_tabulated(fod, mask, folder))
+
+
+def _seeding(name: str, fod: Path, mask: Path, folder: Path) -> dict[str, Any]:
+    return {
+        "interface": interface(fod, tissues(name, folder), folder, N_INTERFACE),
+        "dynamic": dynamic(fod, mask, folder, N_DYNAMIC),
+    }
+
+
+def _eudx(name: str, fod: Path, mask: Path, folder: Path) -> dict[str, Any]:
+    return eudx(fod, mask, N_EUDX_SEEDS)
+
+
+PARTS: dict[str, Callable[[str, Path, Path, Path], dict[str, Any]]] = {"act": _act, "seeding": _seeding, "eudx": _eudx}
 
 
 def subject(fod: Path, mask: Path, folder: Path, n: int) -> dict[str, Any]:
