@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tractode.evaluate.folding import certificate, certify_positions
+from tractode.errors import SpaceMismatchError
+from tractode.evaluate.folding import certificate, certify_positions, inverse_consistency
 from tractode.evaluate.overlap import dice, dice_of_labels
-from tractode.fields import Affine, ImageGrid
+from tractode.fields import Affine, Image, ImageGrid
+from tractode.ops import finite_difference
 
 
 @pytest.fixture
@@ -43,6 +45,51 @@ def test_finds_a_fold_that_central_differences_miss(grid: ImageGrid) -> None:
     found = certify_positions(positions, grid)
     assert 0 < found.n_folded <= 8
     assert found.min_jacobian == pytest.approx(-0.2)
+
+
+def test_one_cell_by_hand(oblique_affine: torch.Tensor) -> None:
+    """One corner of a cell pulled along the diagonal to t = 0.2 of it. Of the ten Jacobians (Liu et al. 2024, section 3), its own corner's is 3t − 2,
+    the inner tetrahedron's that it belongs to (3t − 1)/2, those of its three neighbours t, and the other five stay 1."""
+    cell = ImageGrid((2, 2, 2), oblique_affine, "a")
+    t = 0.2
+    index = torch.stack(torch.meshgrid(*[torch.arange(2.0, dtype=torch.float64)] * 3, indexing="ij"), dim=-1)
+    index[1, 1, 1] = t
+    dets = finite_difference.ten_jacobians(index).flatten()
+    assert sorted(dets.tolist()) == pytest.approx(sorted([3 * t - 2, (3 * t - 1) / 2, t, t, t, 1, 1, 1, 1, 1]))
+    found = certify_positions(cell.to_world(index), cell)
+    assert found.n_folded == 1
+    assert found.min_jacobian == pytest.approx(-1.4)
+    assert found.max_jacobian == pytest.approx(1.0)
+    # Volumes: a corner's tetrahedron is 1/6 of its determinant, the inner one 1/3; the mean over both cuttings.
+    assert found.non_diffeomorphic_volume == pytest.approx((1.4 / 6 + 0.2 / 3) / 2)
+    expected = cell.to_world(torch.full((3,), 0.5, dtype=torch.float64)).tolist()
+    assert list(found.worst) == pytest.approx(expected)
+    assert found.record()["worst"] == [round(x, 2) for x in expected]
+
+
+def test_the_worst_cell_is_named(grid: ImageGrid) -> None:
+    """Beyond the first slab of cells, so that the slabs' offsets are in it."""
+    positions = grid.centres(torch.float64).clone()
+    positions[18, 4, 2] += 1.2 * grid.affine[:3, 0]
+    found = certify_positions(positions, grid)
+    cell = grid.to_voxel(torch.tensor(found.worst, dtype=torch.float64)) - 0.5
+    assert (cell - torch.tensor([18.0, 4.0, 2.0])).abs().max() <= 1 + 1e-9
+
+
+def test_inverse_consistency_is_in_voxels(grid: ImageGrid) -> None:
+    """A way back that misses by one voxel along the second axis, and one that does not miss."""
+    there = Affine(torch.eye(4, dtype=torch.float64), "a", "b")
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, 3] = grid.affine[:3, 1]
+    missing = Affine(matrix, "b", "a")
+    found = inverse_consistency(there, missing, grid)
+    assert [found[key] for key in ("p50", "p95", "p99", "max")] == pytest.approx([1.0] * 4)
+    assert found["n"] == 20 * 7 * 6
+    assert inverse_consistency(there, there.inverse(), grid)["max"] == pytest.approx(0, abs=1e-9)
+    mask = torch.zeros(1, *grid.shape, dtype=torch.bool)
+    assert inverse_consistency(there, missing, grid, Image(grid, mask))["n"] == 0
+    with pytest.raises(SpaceMismatchError, match="There and back"):
+        inverse_consistency(there, there, grid)
 
 
 def test_dice() -> None:

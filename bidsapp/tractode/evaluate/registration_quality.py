@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tractode.errors import InputDataError
 from tractode.evaluate.overlap import dice
 from tractode.fields.image import Image
 from tractode.fields.transform import Transform
@@ -39,6 +40,8 @@ class QualityVerdict:
         Mean squared difference of descriptors in the fixed mask, at the answer and at the best of its disturbed copies.
     covered
         Share of the fixed mask that the moving image sees.
+    reason, id
+        Why, in words, and the ID of the error that `demand` raises; the ID is empty if it passed.
     """
 
     passed: bool
@@ -47,6 +50,7 @@ class QualityVerdict:
     difference_disturbed: float
     covered: float
     reason: str
+    id: str = ""
 
     def record(self) -> dict[str, float | bool | str | None]:
         """Plain data for sidecars and the report (JSON has neither ``nan`` nor infinity)."""
@@ -72,26 +76,43 @@ def assess(
         there = moving_mask.sample(mapped)[..., 0] > 0.5
         overlap = dice(inside & seen, there & seen)
     at_answer, disturbed = _hollow(fixed, moving, points, inside, transform)
-    reason = _reason(overlap, covered, at_answer, disturbed)
-    return QualityVerdict(
-        not reason,
-        overlap,
-        at_answer,
-        disturbed,
-        covered,
-        reason or "brains overlap and every disturbance makes the images agree less",
-    )
+    id, reason = _reason(overlap, covered, at_answer, disturbed)
+    return QualityVerdict(not id, overlap, at_answer, disturbed, covered, reason, id)
 
 
-def _reason(overlap: float, covered: float, at_answer: float, disturbed: float) -> str:
-    """Why it fails, in words; empty if it passes."""
+def demand(verdict: QualityVerdict) -> None:
+    """Raises `InputDataError` with the verdict's ID unless it passed, for callers that cannot go on with a bad pose."""
+    if verdict.id == "E-REG-COVERED":
+        raise InputDataError(
+            f"After registration {verdict.reason}",
+            id="E-REG-COVERED",
+            fix="give images of the same part of the head, or better masks",
+        )
+    if verdict.id == "E-REG-BRAINS":
+        raise InputDataError(
+            f"After registration {verdict.reason}",
+            id="E-REG-BRAINS",
+            fix="look at both brain masks, and whether both images are of one person",
+        )
+    if verdict.id == "E-REG-HOLLOW":
+        raise InputDataError(
+            f"After registration {verdict.reason}",
+            id="E-REG-HOLLOW",
+            fix="look whether both images show anatomy (no masks, noise or maps of another kind)",
+        )
+
+
+def _reason(overlap: float, covered: float, at_answer: float, disturbed: float) -> tuple[str, str]:
+    """The ID of what fails (empty if nothing does), and the verdict in words."""
     if covered < MIN_COVERED:
-        return f"the images share {100 * covered:.0f} % of the brain (at least {100 * MIN_COVERED:.0f} % needed)"
+        share = f"{100 * covered:.0f} % of the brain (at least {100 * MIN_COVERED:.0f} % needed)"
+        return "E-REG-COVERED", f"the images share {share}"
     if overlap < MIN_DICE:
-        return f"the brain masks overlap by a Dice of {overlap:.2f} (at least {MIN_DICE} needed)"
+        return "E-REG-BRAINS", f"the brain masks overlap by a Dice of {overlap:.2f} (at least {MIN_DICE} needed)"
     if at_answer >= disturbed:
-        return f"a shift or turn makes the images agree better (difference of descriptors {disturbed:.4f} against {at_answer:.4f})"
-    return ""
+        than = f"difference of descriptors {disturbed:.4f} against {at_answer:.4f}"
+        return "E-REG-HOLLOW", f"a shift or turn makes the images agree better ({than})"
+    return "", "brains overlap and every disturbance makes the images agree less"
 
 
 def _hollow(
