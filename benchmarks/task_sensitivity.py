@@ -2,8 +2,9 @@
 
 1. Finite differences: the signals of single voxels are disturbed at random, the voxel is fitted again, every line that
    samples it is tracked again; the change of the connection beside the map's prediction, for disturbances of several
-   sizes and voxels that matter much, less and little. A jump is a line with an end that some hard rule has set, still
-   alive, and a number of steps that the disturbance changes.
+   sizes and voxels that matter much, less and little. A voxel has a jump where a line ends alive by a hard rule and the
+   disturbance changes its number of steps, or where the weight of a line changes by more than 0.1: it follows another
+   peak.
 2. Lesions: anisotropy is lost in balls along and beside the bundles; rank correlation of predicted and actual change, of
    the soft connection and of the plain count of lines that join the regions by the tracker's own hard rules. The map of
    a five times softer cutoff is asked too: it looks further ahead.
@@ -49,7 +50,7 @@ WIDE = 0.1
 """Temperature of the cutoff of the map that is to look further ahead; the default is 0.02."""
 STRATA = {"high": (0.1, 1.0), "medium": (0.01, 0.1), "low": (0.0003, 0.01)}
 """Strengths relative to the strongest voxel's."""
-ALIVE = 0.01
+ALIVE, SWITCHED = 0.01, 0.1
 CORNERS = torch.tensor([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
 
 
@@ -177,7 +178,8 @@ def differences(scene: Scene, ask: Question, generator: torch.Generator, each: i
         seeds = ask.affected(torch.tensor([row["voxel"]]))
         up, down = (ask.tracked(next(fields), seeds) for _ in range(2))
         row["actual"] = float((up.weight - down.weight)[seeds].sum() / 2)
-        row["jumps"] = int((up.steps != down.steps)[seeds].any(-1).sum())
+        ends, switches = (up.steps != down.steps).any(-1), (up.weight - down.weight).abs() > SWITCHED
+        row["jumps"] = int((ends | switches)[seeds].sum())
     return rows
 
 

@@ -1,7 +1,8 @@
 """The three problems solved with the gradient: streamline weights, sensitivity, refinement, in one result file.
 
-Runs ``task_weights.py``, ``task_sensitivity.py`` and ``task_refinement.py`` one after another and joins what they print.
-``--output`` saves the result (``results/tracking_tasks.json``).
+Runs ``task_weights.py``, ``task_sensitivity.py`` and ``task_refinement.py`` one after another and joins what they save;
+``--saved`` takes what a script has saved before instead of running it. Each part keeps its own ``meta`` (command, commit,
+date). ``--output`` saves the result (``results/tracking_tasks.json``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +21,35 @@ HERE = Path(__file__).parent
 TASKS = ("weights", "sensitivity", "refinement")
 
 
-def task(name: str, arguments: list[str], folder: Path) -> dict[str, Any]:
-    """What one script found; its own ``meta`` is kept where it ran with another command."""
+def task(name: str, arguments: list[str], folder: Path) -> Path:
+    """Runs one script; where it has saved its result."""
     saved = folder / f"{name}.json"
-    started = time.monotonic()
     command = [sys.executable, str(HERE / f"task_{name}.py"), *arguments, "--output", str(saved)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=HERE)
+    return saved
+
+
+def part(name: str, saved: Path) -> dict[str, Any]:
     found = json.loads(saved.read_text())
-    own = found.pop("meta", {})
-    inside = found.get(name, found)
-    return {**inside, "seconds": round(time.monotonic() - started, 1), "command": own.get("command", "")}
+    return {**found[name], "meta": found["meta"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--saved", nargs="*", default=[], metavar="NAME=FILE", help="results of scripts run before")
     parser.add_argument("--arguments", nargs="*", default=[], metavar="NAME=ARGS", help="weights='--lines 5000'")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     given = {name: text.split() for name, _, text in (item.partition("=") for item in options.arguments)}
-    result: dict[str, Any] = {}
-    if options.output and options.output.exists():
-        result = json.loads(options.output.read_text())
-        result.pop("meta", None)
+    before = {name: Path(text) for name, _, text in (item.partition("=") for item in options.saved)}
     with tempfile.TemporaryDirectory() as folder:
-        for name in options.only:
-            result[name] = task(name, given.get(name, []), Path(folder))
-    text = json.dumps(result | {"meta": meta("benchmarks/tracking_tasks.py")}, indent=2)
+        result = {
+            name: part(name, before[name] if name in before else task(name, given.get(name, []), Path(folder)))
+            for name in TASKS
+        }
+    text = json.dumps(
+        result | {"meta": meta("benchmarks/tracking_tasks.py; each part's own command is in its meta")}, indent=2
+    )
     print(text)
     if options.output:
         options.output.write_text(text + "\n")

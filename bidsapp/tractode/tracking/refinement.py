@@ -38,7 +38,7 @@ class RefinementSettings:
     less than 1 % of its change over the last ten of ``iterations`` (L-BFGS).
     """
 
-    continuity: float = 400.0
+    continuity: float = 100.0
     negative: float = 10.0
     order: int = 8
     n_directions: int = 60

@@ -29,7 +29,7 @@ from tractode.tracking.seeds import random_directions
 from tractode.tracking.survival import SoftTermination, Survival, alive_at_ends, end_memberships, survival
 
 BATCH = 2048
-LEAST_SHARE = 1e-4  # of the strongest line: weaker ones are left out of the derivative
+LEAST_SHARE = 1e-6  # of the strongest line: weaker ones are left out of the derivative
 
 
 @dataclass(frozen=True, eq=False)
