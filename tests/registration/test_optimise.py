@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
+from tractode.errors import InputDataError
 from tractode.evaluate.folding import certificate
 from tractode.evaluate.registration_quality import assess
 from tractode.fields import Affine, Chain, Flow, Image, ImageGrid, VelocityField
 from tractode.registration.optimise import Schedule, Stage, register
-from tractode.registration.svf import border_window, exponential, velocity_grid
+from tractode.registration.svf import border_window, exponential
 
-QUICK = Schedule((Stage(8.0, 16.0, 30), Stage(4.0, 8.0, 25)))
+QUICK = Schedule((Stage(8.0, 16.0, 4), Stage(4.0, 8.0, 5)), weight=3.0)
+IDENTITY = Affine(torch.eye(4, dtype=torch.float64), "fixed", "moving")
 
 
 def known_flow(grid: ImageGrid) -> Flow:
-    nodes = velocity_grid(grid, 8.0)
+    nodes = grid.resampled(8.0)
     x, y, z = (nodes.centres(torch.float64) / 30).unbind(-1)
     velocity = 4.0 * torch.stack([torch.sin(y + z), torch.cos(x - z), torch.sin(x + 0.5 * y)])
     return Flow(VelocityField(nodes, (velocity * border_window(nodes.shape))[None]), "fixed", "moving")
@@ -31,7 +34,7 @@ def error_mm(found: Flow | Chain | Affine, truth: Flow, mask: Image) -> float:
 def test_known_flow_is_found_and_nothing_folds(fixed: Image, fixed_mask: Image, moved: Callable) -> None:
     truth = known_flow(fixed.grid)
     moving = moved(truth, fixed.grid.renamed("moving"))
-    start = Affine(torch.eye(4, dtype=torch.float64), "fixed", "moving")
+    start = IDENTITY
     seen: list[tuple[int, int, float]] = []
     found = register(
         fixed, moving, initial=start, fixed_mask=fixed_mask, schedule=QUICK, progress=lambda *now: seen.append(now)
@@ -44,8 +47,9 @@ def test_known_flow_is_found_and_nothing_folds(fixed: Image, fixed_mask: Image, 
     assert after < 0.5 * before
     assert certificate(found, fixed.grid).is_diffeomorphic
     assert certificate(found.inverse(), fixed.grid).is_diffeomorphic
-    assert len(seen) == 55
-    assert seen[-1][2] < seen[30][2]
+    assert {stage for stage, _, _ in seen} == {0, 1}
+    assert seen[-1][2] < next(cost for stage, _, cost in seen if stage == 1)
+    assert found.repeats == 0
 
 
 def test_copy_shifted_by_part_of_a_voxel_needs_no_flow(fixed: Image, fixed_mask: Image, moved: Callable) -> None:
@@ -54,22 +58,23 @@ def test_copy_shifted_by_part_of_a_voxel_needs_no_flow(fixed: Image, fixed_mask:
     matrix[:3, 3] = torch.tensor([1.3, -0.9, 1.8], dtype=torch.float64)
     truth = Affine(matrix, "fixed", "moving")
     moving = moved(truth, fixed.grid.renamed("moving"), "same")
-    quick = Schedule((Stage(4.0, 8.0, 25),))
+    quick = Schedule((Stage(4.0, 8.0, 4),))
     found = register(fixed, moving, initial=truth, fixed_mask=fixed_mask, schedule=quick)
     points = fixed_mask.grid.centres(torch.float64)[fixed_mask.mask]
     residual = found.map(points) - truth.map(points)
     assert float(residual.norm(dim=-1).mean()) < 0.4
-    assert float(residual.mean(0).norm()) < 0.1
+    assert float(residual.mean(0).norm()) < 0.15
 
 
-def test_result_that_would_fold_is_made_not_to(fixed: Image, moved: Callable) -> None:
-    """No smoothness asked for and huge steps: the certificate, not luck, must bring it back."""
-    truth = known_flow(fixed.grid)
-    moving = moved(truth, fixed.grid.renamed("moving"))
-    wild = Schedule((Stage(8.0, 8.0, 12),), step=6.0, weight=0.0, repeats=1)
-    start = Affine(torch.eye(4, dtype=torch.float64), "fixed", "moving")
-    found = register(fixed, moving, initial=start, schedule=wild)
+def test_result_that_would_fold_is_repeated_stiffer(fixed: Image, moved: Callable) -> None:
+    """No smoothness asked for: the certificate, not luck, must bring it back, and says how often it had to."""
+    moving = moved(known_flow(fixed.grid), fixed.grid.renamed("moving"))
+    wild = Schedule((Stage(4.0, 4.0, 3),), weight=0.0)
+    found = register(fixed, moving, initial=IDENTITY, schedule=wild)
     assert certificate(found, fixed.grid).is_diffeomorphic
+    assert found.repeats >= 1
+    with pytest.raises(InputDataError, match="E-REG-FOLDS"):
+        register(fixed, moving, initial=IDENTITY, schedule=replace(wild, repeats=0))
 
 
 @pytest.mark.parametrize("squarings", [6, 8])
@@ -86,13 +91,21 @@ def test_exponential_of_a_linear_velocity(squarings: int) -> None:
     assert float((displacement - expected)[middle].abs().max()) < 8 / 2**squarings
 
 
-def test_velocity_grid_covers_the_image(fixed: Image) -> None:
-    nodes = velocity_grid(fixed.grid, 7.0, margin=20.0)
-    assert nodes.voxel_sizes == pytest.approx((7.0, 7.0, 7.0))
-    corners = torch.tensor([[0.0, 0, 0], [n - 1 for n in fixed.grid.shape]], dtype=torch.float64)
-    inside = nodes.to_voxel(fixed.grid.to_world(corners)) * 7.0
-    assert float(inside.min()) >= 20.0 - 1e-9
-    assert bool((inside[1] <= (torch.tensor(nodes.shape) - 1) * 7.0 - 20.0 + 1e-9).all())
+def test_swapping_the_images_gives_the_inverse(fixed: Image, fixed_mask: Image, moved: Callable) -> None:
+    """Composed, both ways come back to 0.1 voxel, with an affine between the images that is no identity."""
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, :3] += torch.tensor([[0.02, 0.06, 0], [-0.05, -0.03, 0.01], [0.0, 0.02, 0.04]]).double()
+    matrix[:3, 3] = torch.tensor([3.0, -5.0, 2.0])
+    affine = Affine(matrix, "shaped", "moving")
+    flow = replace(known_flow(fixed.grid), target="shaped")
+    moving = moved(flow.then(affine), fixed.grid.renamed("moving"))
+    start = Affine(matrix, "fixed", "moving")
+    forward = register(fixed, moving, initial=start, fixed_mask=fixed_mask, schedule=QUICK)
+    back = register(moving, fixed, initial=start.inverse(), moving_mask=fixed_mask, schedule=QUICK)
+    points = fixed_mask.grid.centres(torch.float64)[fixed_mask.mask]
+    assert float((forward.map(points) - start.map(points)).norm(dim=-1).mean()) > 2
+    apart = (back.map(forward.map(points)) - points).norm(dim=-1)
+    assert float(apart.quantile(0.99)) < 0.1 * 4.0
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ class Flow(Transform):
         values = torch.einsum("ab,tbijk->taijk", to_voxel, self.velocity.values.to(points))
 
         def at(t: Tensor, y: Tensor) -> Tensor:
-            return interpolate.sample(_at_time(values, t), y)
+            return interpolate.sample(at_time(values, t), y)
 
         start = grid.to_voxel(points).reshape(-1, 3)
         # In tiles that fit a processor's cache: a whole image's points at once take twice the time and far more memory.
@@ -153,7 +153,7 @@ class Flow(Transform):
         return Flow(self.velocity, self.target, self.source, self.t1, self.t0, self.steps)
 
 
-def _at_time(values: Float[Tensor, "t 3 i j k"], t: Tensor) -> Float[Tensor, "3 i j k"]:
+def at_time(values: Float[Tensor, "t 3 i j k"], t: Tensor) -> Float[Tensor, "3 i j k"]:
     """Linear interpolation in time over [0, 1]."""
     last = values.shape[0] - 1
     if last == 0:

@@ -5,6 +5,7 @@ from tractode.registry import Registry
 METRICS = Registry(
     "similarity metric",
     {
+        "contrastive": "tractode.registration.metrics.contrastive:Contrastive",
         "cr": "tractode.registration.metrics.correlation_ratio:CorrelationRatio",
         "lmi": "tractode.registration.metrics.local_mutual_information:LocalMutualInformation",
         "lncc": "tractode.registration.metrics.lncc:LNCC",
@@ -24,4 +25,12 @@ REGULARISERS = Registry(
         "folding": "tractode.registration.regularisers.folding:Folding",
     },
 )
-DEFORMATIONS = Registry("deformation", {"svf": "tractode.registration.svf:StationaryVelocity"})
+DEFORMATIONS = Registry(
+    "deformation",
+    {
+        "svf": "tractode.registration.svf:StationaryVelocity",
+        "tvf": "tractode.registration.tvf:TimeVelocity",
+        "neural": "tractode.registration.neural_field:NeuralVelocity",
+        "decoder": "tractode.registration.decoder:DecodedVelocity",
+    },
+)

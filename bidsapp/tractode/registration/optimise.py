@@ -1,40 +1,48 @@
-"""Deformable registration by descent: the flow of a velocity field that makes two images alike, and never folds.
+"""Deformable registration: the flow of a velocity field that makes two images alike half-way between them, and never folds.
 
 The scheme is that of instance optimisation with MIND (M. P. Heinrich et al., doi:10.1016/j.media.2012.05.008) on a stationary
-velocity (J. Ashburner, doi:10.1016/j.neuroimage.2007.07.007); D. P. Kingma, J. Ba's Adam (2015) does the descent.
+velocity by Gauss–Newton (J. Ashburner, doi:10.1016/j.neuroimage.2007.07.007; see `gauss_newton`), or by Adam for any other
+metric, regulariser or family of deformations (`descent`), compared symmetrically (`midpoint`).
 
-Departures: the affine comes first and stays apart (transform = flow of the fixed space, then affine), so the flow is small;
-descriptors are computed once for each resolution and then warped; they are compared at points off the lattice, some of
-them at each step (stochastic descent: S. Klein et al., doi:10.1109/TIP.2007.909412); the result is examined by the ten Jacobians of every cell
-at the fixed image's resolution, and while any is not positive the last stage is repeated with more regularisation.
+Departures: the affine comes first and stays apart (transform = flow of the fixed space, then affine); descriptors are
+computed once for each resolution and then warped, unless the metric says ``on_warped``; the result is examined by the
+ten Jacobians of every cell at the fixed image's resolution, in both directions, and while any is not positive the last stage
+is repeated with four times the regularisation; if that does not help, the registration fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from tractode.contracts import Regulariser, SimilarityMetric
-from tractode.errors import SpaceMismatchError
+from tractode.errors import InputDataError, SpaceMismatchError
 from tractode.fields.image import Image, ImageGrid
 from tractode.fields.transform import Affine, Chain, Flow
+from tractode.fields.velocity import VelocityField
 from tractode.ops import affine as aff
-from tractode.ops import finite_difference, interpolate, smooth
-from tractode.registration import DEFORMATIONS, METRICS, REGULARISERS
+from tractode.ops import finite_difference
+from tractode.registration import DEFORMATIONS, METRICS, REGULARISERS, gauss_newton, midpoint
 from tractode.registration.affine import register_affine
-from tractode.registration.metrics.mutual_information import unit_range
-from tractode.registration.svf import StationaryVelocity, velocity_grid
+from tractode.registration.deformation import Deformation, border_window
+from tractode.registration.descent import Descent
+from tractode.registration.metrics.channels import DescriptorChannels
+from tractode.registration.metrics.descriptor import DescriptorMetric
+from tractode.registration.metrics.mind import MIND
+from tractode.registration.svf import StationaryVelocity
 
 Progress = Callable[[int, int, float], None]
+Images = Image | Sequence[Image]
+Stiffness = Image | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One resolution: voxels of the images and nodes of the velocity (mm), and steps of the descent."""
+    """One resolution: voxels of the images and nodes of the velocity (mm), and at most so many Gauss–Newton steps."""
 
     voxel: float
     nodes: float
@@ -47,216 +55,240 @@ class Schedule:
 
     Parameters
     ----------
-    step
-        Of Adam, mm of velocity.
     weight
-        Of the regulariser, which sees the velocity.
+        Of the regulariser of the velocity; 0.8 mm² for bending.
+    barrier
+        Of the barrier against folding, as one more regulariser; Adam only.
     margin
-        The fixed mask is widened by this much, mm.
-    points
-        Compared at each step of the descent, at most.
+        Masks are widened by this much, mm.
     repeats
         How often the last stage is repeated, with four times the weight each time, while something folds.
+    adam
+        Steps of Adam that stand for one of Gauss–Newton, where Gauss–Newton cannot be used.
+    step
+        Of Adam, in the parameters' units; the family's own where it is None.
+    points
+        Compared at each step of Adam, at most.
     """
 
     stages: tuple[Stage, ...]
-    step: float = 0.3
-    weight: float = 0.5
+    weight: float = 0.8
+    barrier: float = 0.0
     margin: float = 4.0
+    repeats: int = 4
+    adam: int = 12
+    step: float | None = None
     points: int = 40_000
-    repeats: int = 3
     seed: int = 0
 
 
-COARSE = Schedule((Stage(6.0, 12.0, 50), Stage(4.0, 8.0, 50), Stage(3.0, 4.0, 40)))
-SLOPPY = Schedule((Stage(8.0, 12.0, 30), Stage(6.0, 8.0, 20)))
+SLOPPY = Schedule((Stage(6.0, 12.0, 4),))
+FAST = Schedule((Stage(4.0, 8.0, 3), Stage(2.0, 6.0, 2)))
+COARSE = Schedule((Stage(6.0, 12.0, 5), Stage(4.0, 8.0, 5), Stage(2.0, 6.0, 5)))
+FINE = Schedule((*COARSE.stages, Stage(1.0, 3.0, 4)))
+
+
+@dataclass(frozen=True, eq=False)
+class Registration(Chain):
+    """A registration's transform, with what it took: repeats of the last stage with more regularisation, the last cost."""
+
+    repeats: int = 0
+    cost: float = float("nan")
 
 
 def register(
-    fixed: Image,
-    moving: Image,
+    fixed: Images,
+    moving: Images,
     *,
-    deformation: str = "svf",
-    metric: str | SimilarityMetric = "mind",
-    regulariser: str | Regulariser = "gradient",
+    deformation: str | Callable[[ImageGrid], Deformation] = "svf",
+    metric: str | SimilarityMetric | Sequence[tuple[SimilarityMetric, float]] = MIND(radius=1, dilation=1),  # noqa: B008
+    regulariser: str | Regulariser = "bending",
     schedule: Schedule = COARSE,
     initial: Affine | None = None,
     fixed_mask: Image | None = None,
+    moving_mask: Image | None = None,
+    fixed_weight: Image | None = None,
+    moving_weight: Image | None = None,
+    stiffness: Stiffness | None = None,
     progress: Progress | None = None,
-) -> Chain:
+) -> Registration:
     """The transform from ``fixed`` to ``moving`` space: a flow of the fixed space, then an affine.
 
     Parameters
     ----------
+    fixed, moving
+        One image, or several channels of one space (T1w, T2w, FA …), in the same order on both sides.
+    deformation
+        A name of `DEFORMATIONS`, or what makes a family from the grid of nodes.
+    metric
+        One for all channels, or a metric and a weight for each.
     initial
-        The affine (fixed → moving); found by mutual information where it is not given.
-    fixed_mask
-        The brain in the fixed image: where the images should agree.
+        The affine (fixed → moving); found by mutual information of the first channels where it is not given.
+    fixed_mask, moving_mask
+        The brain: where the images should agree. One is enough.
+    fixed_weight, moving_weight
+        What each place counts, 0 to 1; a lesion has 0.
+    stiffness
+        Multiplies the regulariser from place to place: an image of the fixed space, or a function of points there (mm).
     progress
         Called with stage, iteration and cost.
+
+    Raises
+    ------
+    InputDataError (E-REG-FOLDS)
+        If cells still fold after every repeat.
     """
-    measure = METRICS[metric]() if isinstance(metric, str) else metric
-    penalty = REGULARISERS[regulariser]() if isinstance(regulariser, str) else regulariser
-    affine = register_affine(fixed, moving, fixed_mask=fixed_mask) if initial is None else initial
-    if (affine.source, affine.target) != (fixed.grid.space, moving.grid.space):
+    channels = [(image,) if isinstance(image, Image) else tuple(image) for image in (fixed, moving)]
+    first, second = _check_channels(channels[0], channels[1])
+    affine = register_affine(first, second, fixed_mask=fixed_mask) if initial is None else initial
+    if (affine.source, affine.target) != (first.grid.space, second.grid.space):
         raise SpaceMismatchError(
             f"The initial transform goes {affine.source!r} → {affine.target!r}; "
-            f"it must go {fixed.grid.space!r} → {moving.grid.space!r}."
+            f"it must go {first.grid.space!r} → {second.grid.space!r}."
         )
-    descent = _Descent(fixed, moving, fixed_mask, affine, measure, penalty, schedule, DEFORMATIONS[deformation])
-    between = f"{moving.grid.space}@{fixed.grid.space}"
-    flow = _descend_until_unfolded(descent, between, progress)
-    return Chain((flow, Affine(affine.matrix, between, moving.grid.space)))
+    to_fixed, to_moving = midpoint.halved(affine)
+    between = midpoint.middle(
+        midpoint.Side(channels[0], fixed_mask, fixed_weight, to_fixed),
+        midpoint.Side(channels[1], moving_mask, moving_weight, to_moving),
+        schedule.margin,
+    )
+    penalty = REGULARISERS[regulariser]() if isinstance(regulariser, str) else regulariser
+    family = DEFORMATIONS[deformation] if isinstance(deformation, str) else deformation
+    search = _Search(between, _metric(metric), penalty, schedule, family, stiffness, progress)
+    return search.until_unfolded(first.grid, affine)
 
 
-def _descend_until_unfolded(descent: _Descent, between: str, progress: Progress | None) -> Flow:
-    """All stages; the last one again, stiffer, while a cell folds; then the same flow for a shorter time."""
-    fixed, schedule = descent.fixed, descent.schedule
-    model = parameters = None
-    for number, stage in enumerate(schedule.stages):
-        model, parameters = descent.run(stage, model, parameters, schedule.weight, number, progress)
-    assert model is not None
-    assert parameters is not None
-    for repeat in range(1, schedule.repeats + 1):
-        if not _folds(model.transform(parameters, fixed.grid.space, between), fixed.grid):
-            break
-        weight = schedule.weight * 4**repeat
-        model, parameters = descent.run(schedule.stages[-1], model, parameters, weight, len(schedule.stages), progress)
-    flow = model.transform(parameters, fixed.grid.space, between)
-    while _folds(flow, fixed.grid):
-        velocity = replace(flow.velocity, values=0.8 * flow.velocity.values)
-        flow = replace(flow, velocity=velocity)
-    return flow
+def _check_channels(fixed: tuple[Image, ...], moving: tuple[Image, ...]) -> tuple[Image, Image]:
+    counts = [[len(image.values) for image in side] for side in (fixed, moving)]
+    if not fixed or counts[0] != counts[1]:
+        raise SpaceMismatchError(f"Fixed and moving need the same channels in the same order; got {counts}.")
+    for side in (fixed, moving):
+        if len({image.grid.space for image in side}) > 1:
+            raise SpaceMismatchError(
+                f"The channels of one side must be of one space; got {[i.grid.space for i in side]}."
+            )
+    return fixed[0], moving[0]
+
+
+def _metric(metric: str | SimilarityMetric | Sequence[tuple[SimilarityMetric, float]]) -> SimilarityMetric:
+    if isinstance(metric, str):
+        return METRICS[metric]()
+    return metric if isinstance(metric, SimilarityMetric) else DescriptorChannels(tuple(metric))
+
+
+# --- all stages -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """Where the search stands."""
+
+    family: Deformation
+    parameters: Tensor
+    cost: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    between: midpoint.Middle
+    metric: SimilarityMetric
+    regulariser: Regulariser
+    schedule: Schedule
+    deformation: Callable[[ImageGrid], Deformation]
+    stiffness: Stiffness | None
+    progress: Progress | None
+
+    @property
+    def solves(self) -> bool:
+        """Whether Gauss–Newton can be used: squares of descriptors, a quadratic penalty, a stationary grid."""
+        return (
+            self.deformation is StationaryVelocity
+            and isinstance(self.metric, DescriptorMetric)
+            and type(self.metric).compare is DescriptorMetric.compare
+            and self.schedule.barrier == 0
+            and gauss_newton.is_quadratic(self.regulariser)
+        )
+
+    def until_unfolded(self, grid: ImageGrid, affine: Affine) -> Registration:
+        """All stages; the last one again, stiffer, while a cell folds."""
+        state = None
+        for number, stage in enumerate(self.schedule.stages):
+            state = self.run(stage, state, self.schedule.weight, number)
+        assert state is not None
+        for repeat in range(self.schedule.repeats + 1):
+            found = self.transform(state, affine, repeat)
+            flow = found.parts[0]
+            assert isinstance(flow, Flow)
+            if not _folds(flow, grid):
+                return found
+            weight = max(self.schedule.weight, 0.1) * 4 ** (repeat + 1)
+            state = self.run(self.schedule.stages[-1], state, weight, len(self.schedule.stages))
+        raise InputDataError(
+            f"The registration still folds after {self.schedule.repeats} repeats with more regularisation",
+            id="E-REG-FOLDS",
+            needed="a deformation with ten positive Jacobians in every cell",
+            fix="check that both images show the same kind of anatomy; else give a larger weight of the regulariser",
+        )
+
+    def run(self, stage: Stage, state: _State | None, weight: float, number: int) -> _State:
+        """One stage, from the result of the stage before."""
+        level = midpoint.level(self.between, stage.voxel, stage.nodes)
+        described = isinstance(self.metric, DescriptorMetric) and not getattr(self.metric, "on_warped", False)
+        if described:
+            fixed, moving = (self.metric.describe(values) for values in (level.fixed, level.moving))  # type: ignore[attr-defined]
+            level = replace(level, fixed=fixed.contiguous(), moving=moving.contiguous())
+        penalty = self.penalty(level, weight)
+        costs = [float("nan")]
+
+        def report(iteration: int, cost: float) -> None:
+            costs.append(cost)
+            if self.progress is not None:
+                self.progress(number, iteration, cost)
+
+        family = StationaryVelocity(level.nodes, smoothing=0.0) if self.solves else self.deformation(level.nodes)
+        device = level.weights.device
+        start = family.parameters(device) if state is None else state.family.refined(state.parameters, family)
+        if self.solves:
+            describe = None if described else self.metric.describe  # type: ignore[attr-defined]
+            window = border_window(level.nodes.shape).to(start)
+            found = gauss_newton.descend(level, start[0], penalty, window, stage.iterations, report, describe)[None]
+        else:
+            descent = Descent(
+                level, self.metric, penalty, described, self.schedule.barrier, self.schedule.points, self.schedule.seed
+            )
+            step = family.step if self.schedule.step is None else self.schedule.step
+            found = descent.run(family, start, stage.iterations * self.schedule.adam, step, report)
+        return _State(family, found, costs[-1])
+
+    def penalty(self, level: midpoint.Level, weight: float) -> gauss_newton.Penalty:
+        """The regulariser on this level's nodes."""
+        covered = float(level.weights.amax(0).sum()) / level.ratio**3
+        share = level.nodes.n_voxels / max(covered, 1.0)
+        weights = None
+        if self.stiffness is not None:
+            points = aff.apply_affine(self.between.fixed.from_middle, level.nodes.centres(device=level.weights.device))
+            given = self.stiffness
+            weights = given.sample(points, outside="nearest")[..., 0] if isinstance(given, Image) else given(points)
+        return gauss_newton.Penalty(self.regulariser, level.nodes.voxel_sizes, weight, share, weights)
+
+    def transform(self, state: _State, affine: Affine, repeats: int) -> Registration:
+        """The flow carried from the middle to the fixed space, then the affine: ``A^½ φ A^½ = A (A^−½ φ A^½)``."""
+        flow = state.family.flow(state.parameters, "", "")
+        back = self.between.fixed.from_middle
+        fixed, moving = affine.source, affine.target
+        grid = ImageGrid(flow.velocity.grid.shape, back @ flow.velocity.grid.affine, fixed)
+        values = torch.einsum("ab,tbijk->taijk", back[:3, :3].to(flow.velocity.values), flow.velocity.values)
+        name = f"{moving}@{fixed}"
+        moved = Flow(VelocityField(grid, values), fixed, name, steps=flow.steps)
+        return Registration((moved, Affine(affine.matrix, name, moving)), repeats=repeats, cost=state.cost)
 
 
 def _folds(flow: Flow, grid: ImageGrid) -> bool:
     """Whether any of the ten Jacobians of any cell is not positive, forwards or backwards."""
-    centres = grid.centres(device=flow.velocity.values.device)
-    for way in (flow, flow.inverse()):
-        positions = aff.apply_affine(grid.inverse_affine, way.map(centres))
-        for start in range(0, grid.shape[0] - 1, 16):
-            if bool((finite_difference.ten_jacobians(positions[start : start + 17]) <= 0).any()):
-                return True
-    return False
+    return any(_least_jacobian(way, grid, flow.velocity.values.device) <= 0 for way in (flow, flow.inverse()))
 
 
-# --- one descent ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Level:
-    """Descriptors at one resolution: the fixed ones and the weight at the points, the moving ones on the grid."""
-
-    fixed: Float[Tensor, "d p 1 1"]
-    weight: Float[Tensor, "p 1 1"]
-    moving: Float[Tensor, "d i j k"]
-    points_vox: Float[Tensor, "p 3"]
-    grid: ImageGrid
-
-
-@dataclass(frozen=True, eq=False)
-class _Descent:
-    fixed: Image
-    moving: Image
-    fixed_mask: Image | None
-    affine: Affine
-    metric: SimilarityMetric
-    regulariser: Regulariser
-    schedule: Schedule
-    deformation: type[StationaryVelocity]
-
-    def run(
-        self,
-        stage: Stage,
-        model: StationaryVelocity | None,
-        parameters: Tensor | None,
-        weight: float,
-        number: int,
-        progress: Progress | None,
-    ) -> tuple[StationaryVelocity, Tensor]:
-        """One stage of the descent, from the result of the stage before."""
-        level = self.level(stage.voxel)
-        device = level.moving.device
-        finer = self.deformation(velocity_grid(self.fixed.grid, stage.nodes))
-        if model is None or parameters is None:
-            start = finer.parameters(device)
-        elif model.grid.shape == finer.grid.shape:
-            start = parameters
-        else:
-            start = model.refined(parameters, finer)
-        leaf = start.detach().clone().requires_grad_(True)
-        optimiser = torch.optim.Adam([leaf], lr=self.schedule.step)
-        blocks = _blocks(level, self.schedule.points)
-        for iteration in range(stage.iterations):
-            optimiser.zero_grad()
-            velocity = finer.velocity(leaf)
-            cost = self.cost(blocks[iteration % len(blocks)], finer, velocity)
-            cost = cost + weight * self.regulariser(_along_axes(velocity, finer.grid), finer.grid.voxel_sizes)
-            cost.backward()
-            optimiser.step()
-            if progress is not None:
-                progress(number, iteration, float(cost.detach()))
-        return finer, leaf.detach()
-
-    def cost(self, level: _Level, model: StationaryVelocity, velocity: Tensor) -> Float[Tensor, ""]:
-        """Dissimilarity of the fixed descriptors and the moving ones pulled back by the flow."""
-        displacement = model.displacement(velocity)
-        to_nodes = model.grid.inverse_affine @ level.grid.affine
-        moved = interpolate.sample(displacement, aff.apply_affine(to_nodes, level.points_vox))
-        # A displacement in nodes becomes one in voxels of the level by the linear part alone.
-        there = level.points_vox + aff.rotate(torch.linalg.inv(to_nodes), moved)
-        warped = interpolate.sample(level.moving, there, outside="nearest").mT[:, :, None, None]
-        compare = getattr(self.metric, "compare", self.metric)
-        return compare(level.fixed, warped, level.weight)
-
-    def level(self, size: float) -> _Level:
-        """Both images at voxels of about ``size`` mm, the moving one under the affine."""
-        values, affine = smooth.reduce(self.fixed.values.to(torch.float32), self.fixed.grid.affine, size)
-        shape = (values.shape[1], values.shape[2], values.shape[3])
-        grid = ImageGrid(shape, affine, self.fixed.grid.space)
-        coarse, coarse_affine = smooth.reduce(self.moving.values.to(torch.float32), self.moving.grid.affine, size)
-        at = aff.apply_affine(torch.linalg.inv(coarse_affine), self.affine.map(grid.centres(device=values.device)))
-        moving = interpolate.sample(coarse, at, outside="nearest").permute(3, 0, 1, 2)
-        seen = interpolate.inside((coarse.shape[1], coarse.shape[2], coarse.shape[3]), at, margin=0.5)
-        mask = self._mask(grid) & seen
-        describe = getattr(self.metric, "describe", lambda image: image)
-        fixed_descriptor, moving_descriptor = (describe(_unit(image, mask)) for image in (values, moving))
-        generator = torch.Generator().manual_seed(self.schedule.seed)
-        points = mask.nonzero().to(torch.float32)
-        points = points[torch.randperm(len(points), generator=generator).to(points.device)]
-        # In random order, so that every part of them covers the brain; off the lattice, as in the refinement of poses.
-        points = points + torch.rand(points.shape, generator=generator).to(points) - 0.5
-        picked = interpolate.sample(fixed_descriptor, points, outside="nearest").mT[:, :, None, None].contiguous()
-        return _Level(picked, torch.ones_like(picked[0]), moving_descriptor.contiguous(), points, grid)
-
-    def _mask(self, grid: ImageGrid) -> Bool[Tensor, "i j k"]:
-        """The widened fixed mask on a coarser grid of the fixed space."""
-        device = self.fixed.values.device
-        if self.fixed_mask is None:
-            return torch.ones(grid.shape, dtype=torch.bool, device=device)
-        radii = [round(self.schedule.margin / edge) for edge in self.fixed_mask.grid.voxel_sizes]
-        wide = smooth.dilate(self.fixed_mask.mask, (radii[0], radii[1], radii[2]))
-        soft = Image(self.fixed_mask.grid, wide[None].to(torch.float32)).sample(grid.centres(device=device))
-        return soft[..., 0] > 0.5
-
-
-def _blocks(level: _Level, most: int) -> list[_Level]:
-    """The level with a part of its points (which lie in random order) at a time."""
-    n = -(-len(level.points_vox) // most)
-    return [
-        replace(
-            level, fixed=level.fixed[:, b::n].contiguous(), weight=level.weight[b::n], points_vox=level.points_vox[b::n]
-        )
-        for b in range(n)
-    ]
-
-
-def _along_axes(vectors: Float[Tensor, "3 i j k"], grid: ImageGrid) -> Float[Tensor, "3 i j k"]:
-    """World components → components along the grid's axes, still mm."""
-    axes = aff.axis_directions(grid.affine).to(vectors)
-    return torch.einsum("ab,bijk->aijk", torch.linalg.inv(axes), vectors)
-
-
-def _unit(image: Float[Tensor, "c i j k"], mask: Bool[Tensor, "i j k"]) -> Float[Tensor, "c i j k"]:
-    """Every channel scaled to [0, 1] by its quantiles inside the mask."""
-    return torch.cat([unit_range(image[n : n + 1], mask[None]) for n in range(len(image))])
+def _least_jacobian(flow: Flow, grid: ImageGrid, device: torch.device) -> float:
+    positions: Float[Tensor, "i j k 3"] = aff.apply_affine(grid.inverse_affine, flow.map(grid.centres(device=device)))
+    starts = range(0, grid.shape[0] - 1, 16)
+    return min(float(finite_difference.ten_jacobians(positions[s : s + 17]).min()) for s in starts)

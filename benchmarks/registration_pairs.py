@@ -1,0 +1,217 @@
+"""Pairs of images to register, with their truth: simulated ones, three people's scans with labels, and painted label maps.
+
+Every pair comes as two brains on their grids with masks and labels; simulated pairs also carry the true displacement. No
+method sees more of a pair than the two images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tractode.fields import Flow, Image, ImageGrid, VelocityField
+from tractode.fields.transform import Transform, resample
+from tractode.io.builtin_template import load_builtin
+from tractode.io.nifti import read_image
+from tractode.ops import smooth
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """``truth`` maps points of the fixed space to the moving one, where it is known."""
+
+    name: str
+    fixed: Image
+    moving: Image
+    fixed_mask: Image
+    moving_mask: Image
+    fixed_labels: Image
+    moving_labels: Image
+    truth: Transform | None = None
+
+
+# --- simulated: the template's tissues under a known flow, painted as T1w and T2w -----------------------------------
+
+T1W, T2W = (0.25, 0.62, 0.95), (1.0, 0.52, 0.33)  # CSF, grey, white
+LEVELS = ((6.0, 22.0), (5.0, 14.0), (8.0, 26.0), (4.0, 12.0), (7.0, 18.0))  # root mean square (mm), correlation (mm)
+
+
+def simulated(number: int, resolution: float = 2.0) -> Pair:
+    """T1w → T2w: a random smooth flow (mean up to a centimetre), noise of 2 % and a bias field of 5 % in each image."""
+    generator = torch.Generator().manual_seed(100 + number)
+    fine = min(resolution, 1.0)
+    maps = torch.cat([load_builtin(name, fine).values for name in ("GM", "WM", "mask")]).float()
+    grid = load_builtin("T1w", fine).grid
+    mask, white = maps[2], maps[1].clamp(0, 1)
+    grey = torch.minimum(maps[0].clamp(0, 1), 1 - white)
+    tissues = torch.stack([(1 - grey - white).clamp_min(0) * mask, grey, white, mask])
+    size, width = LEVELS[number % len(LEVELS)]
+    truth = Flow(_random_velocity(grid.renamed("fixed"), size, width, generator), "fixed", "moving")
+    fixed_grid = grid.renamed("fixed").resampled(resolution)
+    moving_grid = grid.renamed("moving").resampled(resolution)
+    sigma = (max(resolution**2 - fine**2, 0) / 12) ** 0.5 / fine
+    blurred = Image(grid.renamed("fixed"), smooth.gaussian(tissues, (sigma,) * 3) if sigma else tissues)
+    here = blurred.sample(fixed_grid.centres()).movedim(-1, 0)
+    there = blurred.sample(truth.inverse().map(moving_grid.centres())).movedim(-1, 0)
+    fixed, fixed_mask, fixed_labels = _painted(here, T1W, fixed_grid, generator)
+    moving, moving_mask, moving_labels = _painted(there, T2W, moving_grid, generator)
+    return Pair(f"simulated-{number:02d}", fixed, moving, fixed_mask, moving_mask, fixed_labels, moving_labels, truth)
+
+
+def _random_velocity(grid: ImageGrid, size: float, width: float, generator: torch.Generator) -> VelocityField:
+    """White noise smoothed to ``width``, of root-mean-square length ``size``, on nodes 5 mm apart, 0 at the border."""
+    nodes = grid.resampled(5.0)
+    noise = torch.randn(3, *nodes.shape, generator=generator)
+    field = smooth.gaussian(noise, (width / 5.0,) * 3)
+    field = field / field.square().sum(0).mean().sqrt() * size
+    for axis, n in enumerate(nodes.shape):
+        index = torch.arange(n, dtype=torch.float32)
+        ramp = (torch.minimum(index, n - 1 - index) / 3).clamp(max=1)
+        field = field * ramp.reshape([-1 if a == axis else 1 for a in range(3)])
+    return VelocityField(nodes, field[None].contiguous())
+
+
+def _painted(
+    tissues: Tensor, contrast: tuple[float, float, float], grid: ImageGrid, generator: torch.Generator
+) -> tuple[Image, Image, Image]:
+    """The image (noise and bias in it), its brain mask, and its labels: 1 CSF, 2 grey, 3 white."""
+    mask = tissues[3] > 0.5
+    ideal = sum(level * part for level, part in zip(contrast, tissues[:3], strict=True))
+    assert isinstance(ideal, Tensor)
+    bias = smooth.gaussian(torch.randn(1, *grid.shape, generator=generator), (40 / grid.voxel_sizes[0],) * 3)[0]
+    bias = torch.exp(0.05 * bias / bias.std().clamp_min(1e-6))
+    noisy = (ideal * bias + 0.02 * torch.randn(grid.shape, generator=generator)).clamp_min(0) * mask
+    labels = (tissues[:3].argmax(0) + 1) * mask
+    return Image(grid, noisy[None]), Image(grid, mask[None]), Image(grid, labels[None].to(torch.int16))
+
+
+# --- three people, T1w with aseg ------------------------------------------------------------------------------------
+
+
+def anat_labels(data: Path, resolution: float = 2.0) -> Iterator[Pair]:
+    """All ordered pairs of the three people; brains by the dilated aseg, which every method gets alike."""
+    people = {}
+    for folder in sorted((data / "anat_labels").glob("sub-*")):
+        name = folder.name.removeprefix("sub-")
+        labels = read_image(folder / "anat" / f"{folder.name}_desc-aseg_dseg.nii.gz", name)[0]
+        image = read_image(folder / "anat" / f"{folder.name}_T1w.nii.gz", name)[0]
+        people[name] = _reduced(image, labels, resolution, lambda values: smooth.dilate(values > 0, (2, 2, 2)))
+    yield from _ordered_pairs("anat", people, people)
+
+
+def _reduced(
+    image: Image, labels: Image, resolution: float, brain: Callable[[Tensor], Tensor]
+) -> tuple[Image, Image, Image]:
+    """Image × mask and mask at the working resolution; labels stay as fine as they are, for the scores."""
+    mask = Image(labels.grid, brain(labels.values[0])[None])
+    crop = _around(mask)
+    grid = crop.resampled(resolution)
+    sigma = (max(resolution**2 - image.grid.voxel_sizes[0] ** 2, 0) / 12) ** 0.5 / image.grid.voxel_sizes[0]
+    values = image.values.float()
+    soft = Image(image.grid, smooth.gaussian(values, (sigma,) * 3) if sigma else values)
+    points = grid.centres()
+    small_mask = Image(mask.grid, mask.values.float()).sample(points)[..., 0] > 0.5
+    small = soft.sample(points)[..., 0].clamp_min(0) * small_mask
+    return Image(grid, small[None]), Image(grid, small_mask[None]), _cropped(labels, crop)
+
+
+def _around(mask: Image, margin: int = 6) -> ImageGrid:
+    found = mask.mask.nonzero()
+    low = (found.amin(0) - margin).clamp_min(0)
+    high = torch.minimum(found.amax(0) + margin, torch.tensor(mask.grid.shape) - 1)
+    affine = mask.grid.affine.clone()
+    affine[:3, 3] = mask.grid.to_world(low.double())
+    size = (high - low + 1).tolist()
+    return ImageGrid((size[0], size[1], size[2]), affine, mask.grid.space)
+
+
+def _cropped(labels: Image, grid: ImageGrid) -> Image:
+    low = labels.grid.to_voxel(grid.affine[:3, 3]).round().int().tolist()
+    window = [slice(start, start + n) for start, n in zip(low, grid.shape, strict=True)]
+    return Image(grid, labels.values[:, window[0], window[1], window[2]].to(torch.int16))
+
+
+def _ordered_pairs(kind: str, fixed: dict, moving: dict) -> Iterator[Pair]:
+    for one, (fixed_image, fixed_mask, fixed_labels) in fixed.items():
+        for other, (image, mask, labels) in moving.items():
+            if one != other:
+                yield Pair(f"{kind}-{other}-to-{one}", fixed_image, image, fixed_mask, mask, fixed_labels, labels)
+
+
+# --- six heads' label maps, painted --------------------------------------------------------------------------------
+
+# Mean intensity of FreeSurfer's labels as T1w and as T2w; what is not named is soft tissue outside the brain.
+_KINDS = {
+    "white": (2, 41, 7, 46, 16, 28, 60, 85, 77, 251, 252, 253, 254, 255),
+    "grey": (3, 42, 8, 47, 17, 18, 53, 54, 26, 58, 10, 49, 11, 50, 12, 51),
+    "pallidum": (13, 52),
+    "fluid": (4, 5, 14, 15, 43, 44, 24, 31, 63, 72),
+}
+_PAINT = {"white": (0.95, 0.33), "grey": (0.62, 0.52), "pallidum": (0.85, 0.30), "fluid": (0.22, 1.0)}
+_DEEP = {10: 0.1, 49: 0.1, 11: 0.03, 50: 0.03, 12: 0.05, 51: 0.05, 16: -0.05, 28: -0.05, 60: -0.05}
+
+
+def labelmaps(data: Path, resolution: float = 2.0) -> Iterator[Pair]:
+    """Each head painted as T1w, each other head as T2w; labels are exact."""
+    first, second = {}, {}
+    for number, path in enumerate(sorted((data / "labelmaps").glob("*_dseg.nii.gz"))):
+        name = path.name.split("_")[0].removeprefix("sub-")
+        labels = read_image(path, name)[0]
+        generator = torch.Generator().manual_seed(500 + number)
+        for contrast, target in ((0, first), (1, second)):
+            image = _paint_labels(labels, contrast, generator)
+            target[name] = _reduced(image, _brain_labels(labels), resolution, lambda values: _closed(values > 0))
+    yield from _ordered_pairs("labelmaps", first, second)
+
+
+def brain_codes() -> list[int]:
+    return sorted(code for codes in _KINDS.values() for code in codes)
+
+
+def _brain_labels(labels: Image) -> Image:
+    values = labels.values.to(torch.int16)
+    inside = torch.isin(values, torch.tensor(brain_codes(), dtype=torch.int16))
+    return Image(labels.grid, values * inside)
+
+
+def _closed(mask: Tensor) -> Tensor:
+    return ~smooth.dilate(~smooth.dilate(mask, (2, 2, 2)), (1, 1, 1))
+
+
+def _paint_labels(labels: Image, contrast: int, generator: torch.Generator) -> Image:
+    values = labels.values[0].to(torch.int64)
+    ideal = torch.full(labels.grid.shape, 0.3)
+    for kind, codes in _KINDS.items():
+        for code in codes:
+            ideal[values == code] = _PAINT[kind][contrast] + _DEEP.get(code, 0.0) * (1 if contrast == 0 else -1)
+    ideal[values == 0] = 0.0
+    bias = smooth.gaussian(torch.randn(1, *[n // 4 + 1 for n in labels.grid.shape], generator=generator), (10.0,) * 3)
+    bias = torch.nn.functional.interpolate(bias[None], size=labels.grid.shape, mode="trilinear")[0, 0]
+    noise = 0.03 * torch.randn(labels.grid.shape, generator=generator)
+    painted = smooth.gaussian((ideal * torch.exp(0.2 * bias / bias.std()) + noise).clamp_min(0)[None], (0.5,) * 3)
+    return Image(labels.grid, painted)
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def moved_labels(pair: Pair, points: Tensor) -> Image:
+    """The moving labels at mapped centres of the fixed labels' grid."""
+    values = pair.moving_labels.sample(points, mode="nearest")[..., 0]
+    return Image(pair.fixed_labels.grid, values[None].round().to(torch.int16))
+
+
+def dice(first: Tensor, second: Tensor) -> dict[int, float]:
+    """Dice of every label that both images have."""
+    first, second = first.flatten().long(), second.flatten().long()
+    top = int(max(first.max(), second.max())) + 1
+    both = torch.bincount(first[first == second], minlength=top)
+    one, other = torch.bincount(first, minlength=top), torch.bincount(second, minlength=top)
+    return {c: float(2 * both[c] / (one[c] + other[c])) for c in range(1, top) if one[c] > 0 and other[c] > 0}
+
+
+__all__ = ["Pair", "anat_labels", "dice", "labelmaps", "moved_labels", "resample", "simulated"]
