@@ -4,7 +4,8 @@ Phantoms of crossing, kissing and bottleneck bundles. Both fields are tracked by
 amplitude cutoffs. The invalid rate (IC of the 2023 Tractometer) that CSD has at the default cutoff of 0.1 is the limit;
 each method is taken at its cutoff with the highest valid rate (VC) that keeps to it; and once more at its cutoff with the
 highest valid rate among those that keep to CSD's overreach (OR) too. The true orientations are scored beside them: lines
-that follow them overreach as well, into voxels that a bundle fills in part. ``--output`` saves the result.
+that follow them overreach as well, into voxels that a bundle fills in part. ``--subject-snr`` adds one whole simulated
+subject (3 mm, 60 directions, one realisation of the noise each). ``--output`` saves the result.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ import argparse
 import json
 import math
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from accuracy_scenes import Scene, subject_scenes
 from measure import meta
 from torch import Tensor
 
 from tractode.evaluate.connections import BundleRegions
 from tractode.evaluate.tractometer import tractometry
 from tractode.fields import Image, ShField, Streamlines
+from tractode.io.dwi import read_dwi
 from tractode.models.csd import CSD
 from tractode.models.response import estimate_response
 from tractode.ops import smooth
@@ -31,10 +35,13 @@ from tractode.simulate.gradients import multi_shell
 from tractode.simulate.phantom import Phantom, PhantomSettings, phantom
 from tractode.tracking.refinement import RefinementSettings, refine
 from tractode.tracking.sdstream import SDStream
+from tractode.tracking.seeds import seeds_in_mask
 
 VOXEL, SIZE = 3.0, 20
+SUBJECT_SEEDS = 10_000
 CUTOFFS = (0.1, 0.2, 0.3, 0.4)
 DEFAULT = 0.1
+SUBJECT_CUTOFFS = (0.1, 0.2, 0.3)
 KEYS = ("VC", "IC", "NC", "OL", "OR", "F1")
 
 
@@ -77,6 +84,44 @@ def scores(truth: Phantom, mask: Tensor, params: Tensor, cutoff: float) -> dict[
     regions = {name: BundleRegions(grid, b.mask, b.start, b.end) for name, b in truth.bundles.items()}
     record = tractometry(lines, regions).record()
     return {"lines": record["n"], **{key: record[key] or 0.0 for key in KEYS}}
+
+
+def subject(scene: Scene, settings: RefinementSettings) -> dict[str, Any]:
+    """Scores of both methods by cutoff on a whole subject, of lines from the same random places in white matter."""
+    stem = scene.folder / "dwi"
+    scan, _ = read_dwi(stem.with_suffix(".nii.gz"), stem.with_suffix(".bval"), stem.with_suffix(".bvec"), "sub-01_dwi")
+    mask, grid = scene.mask.mask, scene.mask.grid
+    model = CSD.for_data(scan.signal[:, scene.seeds.mask].mT, scan.gtab)
+    fitted = scene.fod.coeffs[:, mask].mT
+    started = time.process_time()
+    refined = refine(model, fitted, scan.signal[:, mask].mT, scan.gtab, grid, mask, settings)
+    seconds = time.process_time() - started
+    seeds = seeds_in_mask(scene.seeds, SUBJECT_SEEDS, torch.Generator().manual_seed(0))
+
+    def scored(params: Tensor, cutoff: float) -> dict[str, float]:
+        coeffs = torch.zeros(params.shape[1], *grid.shape)
+        coeffs[:, mask] = params.mT.float()
+        low, high = scene.lengths
+        tracker = SDStream(step_mm=1.0, angle=math.radians(30), cutoff=cutoff, min_length=low, max_length=high)
+        field = ShField(grid, coeffs, scene.fod.order)
+        lines = Streamlines.concatenate(
+            tracker.track(field, seeds, scene.mask, torch.Generator().manual_seed(0)), grid.space
+        )
+        record = tractometry(lines, scene.bundles, scene.criteria).record()
+        return {"lines": record["n"], **{key: record[key] or 0.0 for key in KEYS}}
+
+    runs = {
+        "csd": {c: scored(fitted, c) for c in SUBJECT_CUTOFFS},
+        "refined": {c: scored(refined.params, c) for c in SUBJECT_CUTOFFS},
+    }
+    found: dict[str, Any] = {"n": 1, "seeds": SUBJECT_SEEDS, "voxels": int(mask.sum()), "refine_cpu_seconds": seconds}
+    for where, keys in (("equal_invalid", ("IC",)), ("equal_invalid_and_overreach", ("IC", "OR"))):
+        found |= {f"{method}_at_{where}": rounded(s) for method, s in at_limits(runs, keys).items()}
+    return found | {f"{method}_at_default_cutoff": rounded(runs[method][DEFAULT]) for method in runs}
+
+
+def rounded(scores_of: dict[str, float]) -> dict[str, float]:
+    return {key: round(value, 4) for key, value in scores_of.items()}
 
 
 def at_limits(runs: dict[str, Any], keys: tuple[str, ...]) -> dict[str, dict[str, float]]:
@@ -131,6 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--snr", type=float, nargs="+", default=[30.0, 15.0, 8.0, 5.0])
+    parser.add_argument("--subject-snr", type=float, nargs="*", default=[15.0, 8.0])
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -140,8 +186,13 @@ def main() -> None:
     }
     first = next(iter(found.values()))
     data = f"phantoms of {VOXEL:g} mm, 45 directions at b = 2500 s/mm², {options.seeds} noise seeds"
-    result = {"refinement": {"n": first["n"], "data": data, "continuity": settings.continuity, **found}}
-    command = f"benchmarks/task_refinement.py --seeds {options.seeds} --snr {' '.join(f'{s:g}' for s in options.snr)}"
+    result: dict[str, Any] = {"refinement": {"n": first["n"], "data": data, "continuity": settings.continuity, **found}}
+    if options.subject_snr:
+        with tempfile.TemporaryDirectory() as folder:
+            scenes = subject_scenes(3.0, tuple(options.subject_snr), Path(folder))
+            result["refinement"]["whole_subject"] = {scene.name: subject(scene, settings) for scene in scenes}
+    levels, whole = (" ".join(f"{s:g}" for s in values) for values in (options.snr, options.subject_snr))
+    command = f"benchmarks/task_refinement.py --seeds {options.seeds} --snr {levels} --subject-snr {whole}"
     text = json.dumps(result | {"meta": meta(command)}, indent=2)
     print(text)
     if options.output:

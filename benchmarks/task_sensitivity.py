@@ -44,8 +44,8 @@ SNR, VOXEL, SIZE = 20.0, 3.0, 20
 CONNECTIONS = ("CrossA", "KissA", "KissB", "NeckB")
 TERMINATIONS = ("all_rules_soft", "cutoff_soft")
 LESION_RADIUS = 4.5
-STEPS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-SHARES = (0.01, 0.05, 0.2, 0.5, 0.9)
+STEPS = (1e-2, 1e-3, 1e-4, 1e-5)
+SHARES = (0.01, 0.05, 0.2, 0.9)
 WIDE = 0.1
 """Temperature of the cutoff of the map that is to look further ahead; the default is 0.02."""
 STRATA = {"high": (0.1, 1.0), "medium": (0.01, 0.1), "low": (0.0003, 0.01)}
@@ -306,7 +306,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--voxels", type=int, default=5, help="of each of three strata, for each connection")
     parser.add_argument("--lesions", type=int, default=16)
-    parser.add_argument("--connections", nargs="+", choices=CONNECTIONS, default=list(CONNECTIONS))
+    parser.add_argument("--connections", nargs="+", choices=CONNECTIONS, default=["CrossA", "KissA", "NeckB"])
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="of anisotropy lost in a lesion")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
