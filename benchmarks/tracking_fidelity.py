@@ -1,9 +1,9 @@
 """Lines against those of other programs from the same seeds: SD_STREAM, ACT, seeding mechanisms, EuDX.
 
     python benchmarks/tracking_fidelity.py [--output benchmarks/results/tracking_fidelity.json] [--lines 10000] [--work FOLDER]
-        [--only toshiba60 xa30 simulated] [--parts lines act seeding eudx]
+        [--only toshiba60 xa30 simulated] [--parts lines act interface dynamic eudx]
 
-The parts ``act``, ``seeding`` and ``eudx`` are explained in `tracking_anatomy`, `tracking_seeding` and `tracking_eudx`; they are not
+The parts ``act``, ``interface``, ``dynamic`` and ``eudx`` are explained in `tracking_anatomy`, `tracking_seeding` and `tracking_eudx`; they are not
 made for toshiba60, which has no T1w. What is in the output already stays, unless it is measured anew; each entry says at
 which commit it was. Part ``lines``: for each subject ``tckgen -algorithm SD_STREAM -noprecomputed`` makes the lines; its seeds, read from its file, are
 followed by `SDStream` with the same initial direction on the same FOD, mask and settings. tckgen takes no list of seeds
@@ -98,18 +98,20 @@ def _act(name: str, fod: Path, mask: Path, folder: Path) -> dict[str, Any]:
     return act(fod, mask, tissues(name, folder), folder, N_ACT_SEEDS, exact_or_tabulated(fod, mask, folder))
 
 
-def _seeding(name: str, fod: Path, mask: Path, folder: Path) -> dict[str, Any]:
-    return {
-        "interface": interface(fod, tissues(name, folder), folder, N_INTERFACE),
-        "dynamic": dynamic(fod, mask, folder, N_DYNAMIC),
-    }
+def _interface(name: str, fod: Path, mask: Path, folder: Path) -> dict[str, Any]:
+    return interface(fod, tissues(name, folder), folder, N_INTERFACE)
+
+
+def _dynamic(name: str, fod: Path, mask: Path, folder: Path) -> dict[str, Any]:
+    return dynamic(fod, mask, folder, N_DYNAMIC)
 
 
 def _eudx(name: str, fod: Path, mask: Path, folder: Path) -> dict[str, Any]:
     return eudx(fod, mask, N_EUDX_SEEDS)
 
 
-PARTS: dict[str, Callable[[str, Path, Path, Path], dict[str, Any]]] = {"act": _act, "seeding": _seeding, "eudx": _eudx}
+Part = Callable[[str, Path, Path, Path], dict[str, Any]]
+PARTS: dict[str, Part] = {"act": _act, "interface": _interface, "dynamic": _dynamic, "eudx": _eudx}
 
 
 def subject(fod: Path, mask: Path, folder: Path, n: int) -> dict[str, Any]:

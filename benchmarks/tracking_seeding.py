@@ -1,4 +1,4 @@
-"""Seeding mechanisms against tckgen's, for `tracking_fidelity.py`: entries of its result file under ``seeding``.
+"""Seeding mechanisms against tckgen's, for `tracking_fidelity.py`: entries of its result file under ``interface`` and ``dynamic``.
 
 ``interface``: points of ``-seed_gmwmi`` (within ``5tt2gmwmi``'s image, ``-algorithm Seedtest``: nothing is tracked) and
 of `InterfaceSeeding`, counted in cubes of `CUBE_MM`. ``chi2`` is the two-sample statistic over its degrees of freedom, 1
