@@ -175,7 +175,7 @@ def _mean(values: list[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--snr", type=float, nargs="+", default=[30.0, 15.0, 8.0, 5.0])
+    parser.add_argument("--snr", type=float, nargs="*", default=[30.0, 15.0, 8.0, 5.0])
     parser.add_argument("--subject-snr", type=float, nargs="*", default=[15.0, 8.0])
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -184,9 +184,10 @@ def main() -> None:
     found = {
         f"snr_{snr:g}": summary([one(s, snr, settings) for s in range(100, 100 + options.seeds)]) for snr in options.snr
     }
-    first = next(iter(found.values()))
     data = f"phantoms of {VOXEL:g} mm, 45 directions at b = 2500 s/mm², {options.seeds} noise seeds"
-    result: dict[str, Any] = {"refinement": {"n": first["n"], "data": data, "continuity": settings.continuity, **found}}
+    result: dict[str, Any] = {
+        "refinement": {"n": options.seeds, "data": data, "continuity": settings.continuity, **found}
+    }
     if options.subject_snr:
         with tempfile.TemporaryDirectory() as folder:
             scenes = subject_scenes(3.0, tuple(options.subject_snr), Path(folder))
