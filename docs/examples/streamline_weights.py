@@ -1,4 +1,4 @@
-"""How strong are seven bundles? Counts of streamlines say where seeds were; weights say what the scan holds.
+"""How strong are four bundles? Counts of streamlines say where seeds were; weights say what the scan holds.
 
 Run it as ``python docs/examples/streamline_weights.py picture.png``; it takes a few seconds.
 """
@@ -14,10 +14,12 @@ from tractode.models.csd import CSD
 from tractode.models.response import gaussian_response
 from tractode.simulate.gradients import multi_shell
 from tractode.simulate.phantom import PhantomSettings, phantom
+from tractode.simulate.tissues import WHITE
 from tractode.tracking.streamline_weights import FodTarget, Regularisation, SignalTarget, WeightFit, fit_weights
 
-# Seven bundles that cross, kiss and share a bottleneck, scanned with 45 directions.
-scene = phantom(multi_shell(((2500.0, 45),), 2), PhantomSettings(size=18, voxel_mm=3.3, snr=30.0))
+# Four bundles, two that cross and two that kiss, scanned with 45 directions.
+settings = PhantomSettings(regions=("crossing", "kissing"), size=18, voxel_mm=3.3, snr=30.0)
+scene = phantom(multi_shell(((2500.0, 45),), 2), settings)
 scan = scene.dwi
 grid, mask = scan.grid, Image(scan.grid, scan.mask[None])
 response = gaussian_response(2500.0, axial=1.9e-3, radial=0.3e-3, s0=1000.0)
@@ -47,8 +49,16 @@ def shares(values: torch.Tensor, counts: list[int]) -> torch.Tensor:
 
 
 def truth() -> torch.Tensor:
-    """Each bundle's mean cross-section: its volume over its length, as a share of their sum."""
-    area = [float(b.mask.sum()) / float(b.streamlines.lengths().mean()) for b in scene.bundles.values()]
+    """Each bundle's mean cross-section, as a share of their sum: the volume of its fibres over their length.
+
+    Where bundles meet in a voxel, each has its share of the voxel's white matter.
+    """
+    filled = torch.stack(list(scene.fibres.occupancy.values())).sum(0).clamp(min=1)
+    white = scene.fibres.tissues[WHITE] / filled
+    area = [
+        float((occupancy * white).sum()) / float(scene.bundles[name].streamlines.lengths().mean())
+        for name, occupancy in scene.fibres.occupancy.items()
+    ]
     return torch.tensor(area, dtype=torch.float64) / sum(area)
 
 
