@@ -2,8 +2,9 @@
 
 Smith, Tournier, Calamante & Connelly, *SIFT2*, NeuroImage 2015, doi:10.1016/j.neuroimage.2015.06.092 (appendix);
 MRtrix3's ``-seed_dynamic``. Departures: probabilities change between draws, whose sizes depend on the number of seeds
-only (1,024, then as many as before, at most 32,768), not after every streamline, so the seeds are the same for any
-batch size or number of threads; the streamlines still to come are taken to be as many as there are.
+only (1,024, then an eighth of those before, at most 32,768), not after every streamline, so the seeds are the same for
+any batch size or number of threads (as many as before would be too many: the misfit to the fibre density is then no less
+than with seeds from a mask); the streamlines still to come are taken to be as many as there are.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tractode.tracking.fixels import Fixels, fixels_of
 from tractode.tracking.seeding import Seeding, Seeds
 from tractode.tracking.segments import stays_in_chunks
 
-FIRST_DRAW, LARGEST_DRAW = 1024, 32768
+FIRST_DRAW, LARGEST_DRAW, DRAW_SHARE = 1024, 32768, 8
 FIRST_PROBABILITY = 1e-3
 _UNITS = 1024.0  # lengths are added up in whole 1/1024 mm: sums of integers do not depend on their order
 
@@ -47,7 +48,7 @@ class DynamicSeeding(Seeding):
 
 
 def _draw_size(after: int) -> int:
-    return min(LARGEST_DRAW, max(FIRST_DRAW, after))
+    return min(LARGEST_DRAW, max(FIRST_DRAW, after // DRAW_SHARE))
 
 
 class _Dynamic(Seeding):
