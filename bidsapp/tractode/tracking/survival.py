@@ -76,8 +76,8 @@ class SoftTermination:
         """
         grid = mask.grid
         border = mean_voxel_size(grid) if border_mm is None else border_mm
-        sigmas = tuple(border / edge for edge in grid.voxel_sizes)
-        smoothed = smooth.gaussian(mask.mask[None].double(), sigmas, border="zero")
+        i, j, k = (border / edge for edge in grid.voxel_sizes)
+        smoothed = smooth.gaussian(mask.mask[None].double(), (i, j, k), border="zero")
         turn = min(tracker.largest_turn(tracker.lengths(grid)[0]), math.pi / 2)
         inside = Image(grid, (2 * smoothed - 1).clamp(0, 1))
         return cls(tracker.cutoff, temperature, mask=inside, mask_temperature=SHARP_BORDER, angle=turn)
