@@ -18,6 +18,7 @@ from tractode.fields.transform import Transform, resample
 from tractode.io.builtin_template import load_builtin
 from tractode.io.nifti import read_image
 from tractode.ops import smooth
+from tractode.registration.affine import register_affine
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +137,26 @@ def _cropped(labels: Image, grid: ImageGrid) -> Image:
 
 
 def _ordered_pairs(kind: str, fixed: dict, moving: dict) -> Iterator[Pair]:
+    """Every one onto every other, after one affine (ours) that all methods are given: one grid, as ConvexAdam needs it."""
     for one, (fixed_image, fixed_mask, fixed_labels) in fixed.items():
         for other, (image, mask, labels) in moving.items():
-            if one != other:
-                yield Pair(f"{kind}-{other}-to-{one}", fixed_image, image, fixed_mask, mask, fixed_labels, labels)
+            if one == other:
+                continue
+            affine = register_affine(fixed_image, image, fixed_mask=fixed_mask)
+            grid, fine = fixed_image.grid, fixed_labels.grid
+            yield Pair(
+                f"{kind}-{other}-to-{one}",
+                fixed_image,
+                _renamed(resample(image, grid, affine)),
+                fixed_mask,
+                _renamed(resample(mask, grid, affine, "nearest")),
+                fixed_labels,
+                _renamed(resample(labels, fine, affine, "nearest")),
+            )
+
+
+def _renamed(image: Image) -> Image:
+    return Image(image.grid.renamed("moving"), image.values)
 
 
 # --- six heads' label maps, painted --------------------------------------------------------------------------------

@@ -80,14 +80,13 @@ def _tractode(folder: Path, schedule: str, **settings: object) -> Callable[[], n
     from tractode.io.nifti import read_image
     from tractode.registration import optimise
 
-    torch.set_num_threads(2)
     fixed, moving = (read_image(folder / f"{name}.nii.gz", name)[0] for name in ("fixed", "moving"))
     masks = {
         f"{name}_mask": read_image(folder / f"{name}_mask.nii.gz", name)[0]
         for name in ("fixed", "moving")
         if (folder / f"{name}_mask.nii.gz").is_file()
     }
-    start = Affine(torch.eye(4, dtype=torch.float64), "fixed", "moving") if schedule.endswith("aligned") else None
+    start = Affine(torch.eye(4, dtype=torch.float64), "fixed", "moving") if not schedule.endswith("unaligned") else None
     plan = getattr(optimise, schedule.split(maxsplit=1)[0].upper())
 
     def run() -> np.ndarray:
@@ -99,10 +98,10 @@ def _tractode(folder: Path, schedule: str, **settings: object) -> Callable[[], n
 
 
 METHODS: dict[str, Callable[[Path], Callable[[], np.ndarray]]] = {
-    "tractode fast": lambda folder: _tractode(folder, "fast aligned"),
-    "tractode": lambda folder: _tractode(folder, "coarse aligned"),
-    "tractode fine": lambda folder: _tractode(folder, "fine aligned"),
-    "tractode with affine": lambda folder: _tractode(folder, "coarse"),
+    "tractode fast": lambda folder: _tractode(folder, "fast"),
+    "tractode": lambda folder: _tractode(folder, "coarse"),
+    "tractode fine": lambda folder: _tractode(folder, "fine"),
+    "tractode with affine": lambda folder: _tractode(folder, "coarse unaligned"),
     "ANTs SyN": lambda folder: _ants(folder, "SyN"),
     "ANTs SyNOnly": lambda folder: _ants(folder, "SyNOnly"),
     "ANTs SyN long": lambda folder: _ants(folder, "SyN", reg_iterations=(100, 70, 50, 20)),

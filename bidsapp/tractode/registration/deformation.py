@@ -30,11 +30,14 @@ class Deformation(ABC):
         Of the flow while it is sought: scaling and squaring (stationary fields only), Euler, or Runge–Kutta 4.
     gradient
         Through the integration: of its own steps, or the continuous adjoint.
+    steps
+        From the middle to either end; 0: as many as the velocity's slope asks for.
     """
 
     grid: ImageGrid
     integrator: Integrator = "rk4"
     gradient: ode.Gradient = "discrete"
+    steps: int = 0
     step: ClassVar[float] = 0.3  # of Adam, in the units of the parameters
 
     @abstractmethod
@@ -53,7 +56,7 @@ class Deformation(ABC):
         """Displacements (nodes) of the flow from the middle to time 1 and to time 0."""
         to_voxel = self.grid.inverse_affine[:3, :3].to(velocity)
         values = torch.einsum("ab,tbijk->taijk", to_voxel, velocity)
-        return half_flows(values, self.integrator, self.gradient)
+        return half_flows(values, self.integrator, self.gradient, self.steps)
 
     def flow(self, parameters: Float[Tensor, "..."], source: str, target: str) -> Flow:
         """The flow from time 0 to 1."""
@@ -65,7 +68,10 @@ class Deformation(ABC):
 
 
 def half_flows(
-    values: Float[Tensor, "t 3 i j k"], integrator: Integrator = "squaring", gradient: ode.Gradient = "discrete"
+    values: Float[Tensor, "t 3 i j k"],
+    integrator: Integrator = "squaring",
+    gradient: ode.Gradient = "discrete",
+    steps: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Displacements (nodes) from time 1/2 to 1 and to 0 of a velocity in nodes per unit time."""
     if integrator == "squaring":
@@ -76,7 +82,7 @@ def half_flows(
     axes = [torch.arange(n, dtype=values.dtype, device=values.device) for n in values.shape[2:]]
     here = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     # Euler needs small steps to stay one to one, Runge–Kutta only to stay accurate.
-    steps = max(2, ode.steps_for(values, 0.5, bound=0.1 if integrator == "euler" else 0.5))
+    steps = steps or max(2, ode.steps_for(values, 0.5, bound=0.1 if integrator == "euler" else 0.5))
 
     def velocity(t: Tensor, y: Tensor) -> Tensor:
         return interpolate.sample(at_time(values, t), y)

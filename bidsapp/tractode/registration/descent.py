@@ -32,6 +32,8 @@ class Descent:
         Whether the level holds descriptors (compared as they are) or intensities.
     barrier
         Weight of the barrier on the displacements of both halves; 0 for none.
+    epsilon
+        Ratio of volumes below which the barrier stands.
     points
         Compared at each step, at most.
     """
@@ -41,6 +43,7 @@ class Descent:
     penalty: Penalty
     described: bool
     barrier: float
+    epsilon: float
     points: int
     seed: int
 
@@ -74,7 +77,7 @@ class Descent:
         cost = cost + torch.stack([self.penalty(v) for v in velocity]).mean()
         if self.barrier > 0:
             edge = self.level.nodes.voxel_sizes[0]
-            fold = Folding()
+            fold = Folding(self.epsilon)
             cost = cost + self.barrier * sum(fold(edge * u, (edge,) * 3) for u in (forward, back))
         return cost
 

@@ -222,5 +222,7 @@ def _weight(side: Side, points: Float[Tensor, "i j k 3"], margin: float) -> tupl
         inside = seen & (interpolate.sample(wide[None].to(points), side.mask.grid.to_voxel(points))[..., 0] > 0.5)
     weight = inside.to(torch.float32)
     if side.weight is not None:
-        weight = weight * side.weight.sample(points)[..., 0].clamp(0, 1)
+        given = side.weight.sample(points, outside="nearest")[..., 0].clamp(0, 1)
+        # A descriptor sees what lies within two voxels: beside a lesion it is as wrong as in it.
+        weight = weight * (1 - functional.max_pool3d(1 - given[None], 5, stride=1, padding=2)[0])
     return weight, inside

@@ -59,6 +59,8 @@ class Schedule:
         Of the regulariser of the velocity; 0.8 mm² for bending.
     barrier
         Of the barrier against folding, as one more regulariser; Adam only.
+    epsilon
+        Ratio of volumes below which the barrier stands.
     margin
         Masks are widened by this much, mm.
     repeats
@@ -74,6 +76,7 @@ class Schedule:
     stages: tuple[Stage, ...]
     weight: float = 0.8
     barrier: float = 0.0
+    epsilon: float = 0.3
     margin: float = 4.0
     repeats: int = 4
     adam: int = 12
@@ -254,7 +257,14 @@ class _Search:
             found = gauss_newton.descend(level, start[0], penalty, window, stage.iterations, report, describe)[None]
         else:
             descent = Descent(
-                level, self.metric, penalty, described, self.schedule.barrier, self.schedule.points, self.schedule.seed
+                level,
+                self.metric,
+                penalty,
+                described,
+                self.schedule.barrier,
+                self.schedule.epsilon,
+                self.schedule.points,
+                self.schedule.seed,
             )
             step = family.step if self.schedule.step is None else self.schedule.step
             found = descent.run(family, start, stage.iterations * self.schedule.adam, step, report)
