@@ -59,27 +59,27 @@ def simulated(folder: Path) -> tuple[Path, Path, Path]:
         if not (raw / "sub-01" / "dwi" / "sub-01_dwi.nii.gz").exists():
             call(Path(sys.executable).parent / "tractode-simulate", raw, *SIMULATE)
         stem, dwi, response = raw / "sub-01" / "dwi" / "sub-01_dwi", folder / "dwi.mif", folder / "response.txt"
-        write_plain(truth / "sub-01_desc-brain_mask.nii.gz", mask)
+        write_plain(truth / "sub-01_desc-brain_mask.nii.gz", mask, np.uint8)
         call("mrconvert", f"{stem}.nii.gz", dwi, "-fslgrad", f"{stem}.bvec", f"{stem}.bval", "-force")
         call("dwi2response", "fa", dwi, response, "-mask", mask, "-scratch", folder, "-force")
         call("dwi2fod", "csd", dwi, response, fod, "-mask", mask, "-lmax", "8", "-force")
+        write_plain(fod, fod, np.float32)
         share, _ = read_image(truth / "sub-01_label-WM_probseg.nii.gz", "dwi")
         half = type(share)(share.grid, share.values > 0.5)
         write_image(white, half, dtype=np.uint8)
-        write_plain(white, white)
+        write_plain(white, white, np.uint8)
     return fod, mask, white
 
 
-def write_plain(image: Path, out: Path) -> None:
-    """A copy of a mask in right–anterior–superior storage order, without a negative zero in its affine.
+def write_plain(image: Path, out: Path, kind: type) -> None:
+    """A copy in right–anterior–superior storage order, without a negative zero in the affine.
 
     tckgen 3.0.3 never sets its pointer to tabulated Legendre functions under ``-noprecomputed``: it is what the stack
     held before, here an entry of the transform of the image opened last. 0 is no table, as meant; −0, which MRtrix3 makes
     when it turns an axis of an image, is an address, and it crashes.
     """
     plain = nibabel.as_closest_canonical(nibabel.load(image))
-    values = (np.asarray(plain.dataobj) > 0).astype(np.uint8)
-    nibabel.save(nibabel.Nifti1Image(values, plain.affine + 0.0), out)
+    nibabel.save(nibabel.Nifti1Image(np.array(plain.dataobj, dtype=kind), plain.affine + 0.0), out)
 
 
 def tissues(name: str, folder: Path) -> Path:
