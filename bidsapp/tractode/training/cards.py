@@ -19,7 +19,7 @@ A network of {n_parameters:,} parameters that gives each voxel of a head image a
 **Training.** {loop["steps"]} steps of InfoNCE on pairs of random paintings of the label maps {", ".join(record["label_maps"])} (SynthSeg's, Apache-2.0), seed {loop["seed"]}:
 `tractode-train contrastive LABELMAPS --out FOLDER --steps {loop["steps"]} --seed {loop["seed"]}`. No scan was used.
 
-**Measured** on {", ".join(left_out) or "nobody"}, not trained on: share of 2,000 random places a person in the brain whose least difference along a random line (±6 mm, every
+**Measured** on {", ".join(left_out) or "nobody"}, not trained on: share of 2,000 random places per person in the brain whose least difference along a random line (±6 mm, every
 1 mm, cubes of 3 voxels of 2 mm) lies within 1 mm of the truth. Chance is 0.23.
 
 {table}

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import safe_open
@@ -25,6 +25,7 @@ from tractode.io.atomic import atomic_path
 Progress = Callable[[int, int, float], None]
 
 
+@runtime_checkable
 class Problem(Protocol):
     """What is fitted: a module, and the loss of one step."""
 
