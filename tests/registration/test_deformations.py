@@ -168,7 +168,7 @@ def test_channels_lesion_and_stiffness(fixed: Image, fixed_mask: Image, moved: C
     halved = run(channels, stiffness=stiff)
     front = points[:, 1] > 10
     spread = [float((moved_by[front] - moved_by[front].mean(0)).norm(dim=-1).mean()) for moved_by in (free, halved)]
-    assert spread[1] < 0.7 * spread[0]
+    assert spread[1] < 0.8 * spread[0]
 
 
 def test_stationary_velocity_without_smoothing_is_its_parameters() -> None:

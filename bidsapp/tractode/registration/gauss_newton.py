@@ -75,7 +75,7 @@ class Penalty:
 class Stiffness:
     """The second derivative of a penalty as an operator on one component after the other."""
 
-    stencil: Float[Tensor, "i i i"]
+    stencil: Float[Tensor, "r r r"]
     root: Float[Tensor, "i j k"] | None
 
     @property

@@ -203,11 +203,25 @@ def _on(lattice: ImageGrid, side: Side, voxel: float, margin: float) -> tuple[Te
     weight, inside = _weight(side, points, margin)
     values = []
     for image in side.channels:
-        coarse, affine = smooth.reduce(image.values.to(torch.float32), image.grid.affine, voxel)
+        coarse, affine = _blurred(image.values.to(torch.float32), image.grid.affine, voxel)
         at = aff.apply_affine(torch.linalg.inv(affine), points)
         sampled = interpolate.sample(coarse, at, outside="nearest").permute(3, 0, 1, 2)
         values += [unit_range(channel[None], inside[None]) for channel in sampled]
     return torch.cat(values).contiguous(), weight
+
+
+def _blurred(values: Float[Tensor, "c i j k"], affine: Float[Tensor, "4 4"], voxel: float) -> tuple[Tensor, Tensor]:
+    """Smoothed to a full width at half maximum of ``voxel``, but left fine: thinned out, it would be interpolated coarsely."""
+    sizes = aff.voxel_sizes(affine).tolist()
+    had = 0.0
+    if voxel > 2.9 * min(sizes):
+        # Far coarser than the image: half of the way on a thinner grid.
+        values, affine = smooth.reduce(values, affine, voxel / 2)
+        had = voxel / 2
+    width = math.sqrt(voxel**2 - had**2) / 2.355
+    now = aff.voxel_sizes(affine).tolist()
+    sigma = [width / n if size < 0.9 * voxel else 0.0 for n, size in zip(now, sizes, strict=True)]
+    return smooth.gaussian(values, (sigma[0], sigma[1], sigma[2])), affine
 
 
 def _weight(side: Side, points: Float[Tensor, "i j k 3"], margin: float) -> tuple[Tensor, Bool[Tensor, "i j k"]]:
