@@ -111,7 +111,7 @@ def test_the_refinement_step_writes_a_field_that_tracking_takes(
     assert error[1] < error[0]
     content = json.loads(Path(done.outputs["fod-sidecar"]).read_text())
     assert content["OrientationEncoding"]["SphericalHarmonicDegree"] == 8
-    assert content["Model"]["Parameters"]["FibreContinuity"] == 400
+    assert content["Model"]["Parameters"]["FibreContinuity"] == 100
     assert done.facts["noise"] == pytest.approx(1 / 15, rel=0.4)
     figures = list((tmp_path / "out" / "sub-01" / "figures").glob("*.webp"))
     assert len(figures) == 7
