@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.optimize import minimize
 from torch import Tensor
 
@@ -32,6 +32,8 @@ from tractode.registration.point_costs import PointCost, point_cost
 
 # Less of either image seen by the other than this: nothing was registered.
 LEAST_SEEN = 0.02
+# Of the range of intensities: less is air.
+_AIR = 0.1
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,10 @@ def _side(
     if mask is not None and stripped:
         unit = (0.3 + 0.7 * unit_range(values, mask.mask[None])) * mask.mask
     stacked, affine = smooth.reduce(torch.cat([unit, wide[None].to(unit)]), grid.affine, size)
-    at = _draw(stacked[1] > 0.5, affine, n, size, measure, torch.Generator().manual_seed(settings.seed))
+    inside = stacked[1] > 0.5
+    if mask is None:
+        inside = inside & _not_air(stacked[0])
+    at = _draw(inside, affine, n, size, measure, torch.Generator().manual_seed(settings.seed))
     drawn = interpolate.sample(stacked, at)
     return Side(
         stacked,
@@ -276,6 +281,12 @@ def _side(
         measure.prepare(drawn[..., 0]),
         _centre(stacked, affine, has_mask=mask is not None),
     )
+
+
+def _not_air(unit: Float[Tensor, "i j k"]) -> Bool[Tensor, "i j k"]:
+    """Where there is something, and two voxels around it: points in air say little, and how many there are is chance."""
+    near = smooth.dilate(unit > _AIR, (2, 2, 2))
+    return near if float(near.float().mean()) > 0.02 else torch.ones_like(near)
 
 
 def _draw(
