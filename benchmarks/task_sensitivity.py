@@ -236,12 +236,16 @@ def ranks(tables: list[np.ndarray]) -> dict[str, Any]:
         for what, actual in (("soft", 1), ("hard_count", 2)):
             # A table whose actual changes are all equal has no ranks.
             found = [float(spearmanr(t[:, guess], t[:, actual]).statistic) for t in tables if np.ptp(t[:, actual]) > 0]
-            out[f"{label}rank_correlation_{what}"] = {
-                "mean": _short(np.mean(found)),
-                "standard_error": _short(np.std(found, ddof=1) / math.sqrt(len(found))) if len(found) > 1 else None,
-                "least": _short(min(found)),
-                "n": len(found),
-            }
+            out[f"{label}rank_correlation_{what}"] = (
+                {"n": 0}
+                if not found
+                else {
+                    "mean": _short(np.mean(found)),
+                    "standard_error": _short(np.std(found, ddof=1) / math.sqrt(len(found))) if len(found) > 1 else None,
+                    "least": _short(min(found)),
+                    "n": len(found),
+                }
+            )
         out[f"{label}correlation_soft"] = _short(np.mean([np.corrcoef(t[:, guess], t[:, 1])[0, 1] for t in tables]))
     return out
 
