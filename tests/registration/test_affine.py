@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from tractode.errors import SpaceMismatchError
+from tractode.errors import InputDataError, SpaceMismatchError
+from tractode.evaluate.registration_quality import assess, demand
 from tractode.fields import Affine, Image, ImageGrid
 from tractode.registration.affine import AffineSettings, local_matrix, register_affine
+from tractode.registration.halfway import half, step
+from tractode.registration.metrics.correlation_ratio import correlation_ratio
+from tractode.registration.metrics.mutual_information import mutual_information, normalised_mutual_information, parzen
+from tractode.registration.point_costs import POINT_COSTS, point_cost
 
 SMALL = AffineSettings(levels=(6.0, 4.0), points=6000)
 
@@ -98,6 +103,130 @@ def test_same_answer_twice_and_inputs_untouched(fixed: Image, moved: Callable) -
     runs = [register_affine(fixed, moving, initial=start, settings=quick).matrix for _ in range(2)]
     assert torch.equal(*runs)
     assert torch.equal(before, moving.values)
+
+
+NEAR = Affine(torch.eye(4, dtype=torch.float64), "fixed", "moving")
+QUICK = AffineSettings(levels=(6.0,), points=2000, iterations=30)
+
+
+@pytest.mark.parametrize("metric", ["nmi", "mi", "lmi", "cr", "lncc"])
+def test_exchanged_images_give_the_inverse(
+    fixed: Image, fixed_mask: Image, moved: Callable, moved_mask: Callable, metric: str
+) -> None:
+    # Local costs need enough points in each of enough groups, and correlation a contrast that is a line of the other.
+    settings = replace(QUICK, points=8000) if metric in ("lmi", "lncc") else QUICK
+    truth = pose((5.0, -4.0, 6.0), (6.0, -3.0, 4.0), (1.03, 0.97, 1.0))
+    target = grid_around(truth, fixed.grid)
+    contrast = "same" if metric == "lncc" else "inverted"
+    moving, mask = moved(truth, target, contrast), moved_mask(truth, target)
+    there = register_affine(
+        fixed, moving, metric=metric, initial=NEAR, fixed_mask=fixed_mask, moving_mask=mask, settings=settings
+    )
+    back = register_affine(
+        moving, fixed, metric=metric, initial=NEAR.inverse(), fixed_mask=mask, moving_mask=fixed_mask, settings=settings
+    )
+    assert error_mm(there, truth, fixed_mask) < 1.5
+    points = fixed_mask.grid.centres(torch.float64)[fixed_mask.mask]
+    assert float((back.map(there.map(points)) - points).norm(dim=-1).max()) < 0.05
+
+
+def test_search_is_the_same_from_either_side(fixed: Image, moved: Callable) -> None:
+    """The whole search, from afar, without masks."""
+    truth = pose((35.0, -12.0, 15.0), (25.0, 5.0, -8.0))
+    moving = moved(truth, grid_around(truth, fixed.grid))
+    quick = replace(QUICK, starts=2, finalists=1)
+    there = register_affine(fixed, moving, dof="rigid", settings=quick)
+    back = register_affine(moving, fixed, dof="rigid", settings=quick)
+    assert float((there.matrix @ back.matrix - torch.eye(4).double()).abs().max()) < 0.05
+
+
+def test_steps_halfway_invert_one_another() -> None:
+    generator = torch.Generator().manual_seed(3)
+    parameters = 20 * torch.randn(12, dtype=torch.float64, generator=generator)
+    centre = torch.tensor([3.0, -40.0, 12.0], dtype=torch.float64)
+    identity = torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(step(parameters, centre) @ step(-parameters, centre), identity, atol=1e-9, rtol=0)
+    turn = step(torch.tensor([0.0, 0, 0, 80 * torch.pi / 2, 0, 0], dtype=torch.float64), centre)
+    expected = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64)
+    torch.testing.assert_close(turn[:3, :3], expected, atol=1e-9, rtol=0)
+    root = half(step(parameters, centre))
+    assert root is not None
+    torch.testing.assert_close(root @ root, step(parameters, centre))
+    assert half(torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=torch.float64))) is None
+
+
+@pytest.mark.parametrize("name", POINT_COSTS)
+def test_costs_at_points_agree_with_the_metrics(name: str) -> None:
+    """The same numbers as the metric of that name, where both see the same voxels; local ones in one window."""
+    first, second = (
+        torch.rand(1, 600, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
+    )
+    second = 0.6 * first.square() + 0.4 * second
+    measure = point_cost(name, 16)
+    tally = measure.tally(measure.prepare(first), measure.prepare(second), torch.ones_like(first))
+    found = float(measure.cost(tally))
+    weight = torch.ones(600, dtype=torch.float64)
+    windows = [parzen(values[0], measure.bins) for values in (first, second)]
+    joint = windows[0].mT @ windows[1]
+    ratios = [
+        float(correlation_ratio(window, values[0], weight))
+        for window, values in zip(windows, (second, first), strict=True)
+    ]
+    expected = {
+        "nmi": -float(normalised_mutual_information(joint)),
+        "mi": -float(mutual_information(joint)),
+        "lmi": -float(mutual_information(joint)),
+        "cr": 1 - sum(ratios) / 2,
+        "lncc": 1 - float(torch.corrcoef(torch.cat([first, second]))[0, 1] ** 2),
+    }
+    # The floor under the variances of local correlations is one part in a hundred.
+    assert found == pytest.approx(expected[name], abs=0.02 if name == "lncc" else 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "id"), [("empty mask", "E-REG-MASK"), ("uniform", "E-REG-FLAT"), ("elsewhere", "E-REG-OVERLAP")]
+)
+def test_bad_pairs_are_refused(fixed: Image, fixed_mask: Image, wrong: str, id: str) -> None:
+    """Each with its own error, and none with a warp."""
+    moving = Image(fixed.grid.renamed("moving"), fixed.values)
+    mask, initial = fixed_mask, NEAR
+    if wrong == "empty mask":
+        mask = Image(fixed.grid, torch.zeros_like(fixed_mask.values))
+    elif wrong == "uniform":
+        moving = Image(moving.grid, torch.full_like(moving.values, 7.0))
+    else:
+        matrix = torch.eye(4, dtype=torch.float64)
+        matrix[2, 3] = 900.0
+        initial = Affine(matrix, "fixed", "moving")
+    with pytest.raises(InputDataError) as caught:
+        register_affine(fixed, moving, fixed_mask=mask, initial=initial, settings=QUICK)
+    assert caught.value.id == id
+
+
+@pytest.mark.parametrize(
+    ("wrong", "id"),
+    [("noise", "E-REG-HOLLOW"), ("brains apart", "E-REG-BRAINS"), ("nothing shared", "E-REG-COVERED"), ("none", "")],
+)
+def test_gate_names_what_is_wrong(fixed: Image, fixed_mask: Image, wrong: str, id: str) -> None:
+    moving = Image(fixed.grid.renamed("moving"), fixed.values)
+    matrix = torch.eye(4, dtype=torch.float64)
+    if wrong == "noise":
+        # A map without anatomy: its descriptors are as near to the head's after any shift as here.
+        matrix[0, 3] = 11.0
+        values = torch.rand(moving.values.shape, generator=torch.Generator().manual_seed(1))
+        moving = Image(moving.grid, values)
+    elif wrong != "none":
+        matrix[2, 3] = 40.0 if wrong == "brains apart" else 400.0
+    mask = Image(moving.grid, fixed_mask.values)
+    verdict = assess(fixed, moving, Affine(matrix, "fixed", "moving"), fixed_mask, mask if wrong != "noise" else None)
+    assert verdict.id == id
+    assert verdict.passed is (not id)
+    if not id:
+        demand(verdict)
+        return
+    with pytest.raises(InputDataError) as caught:
+        demand(verdict)
+    assert caught.value.id == id
 
 
 def _sitk_image(image: Image):
