@@ -40,7 +40,6 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("TRACTODE_TEST_DATA", "../shared/data")))
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
     result: dict[str, Any] = {"meta": meta(" ".join(["python benchmarks/distortion.py", *sys.argv[1:]]))}
     runs = [simulated(seed) for seed in range(arguments.seeds)]
     result["simulated"] = {
