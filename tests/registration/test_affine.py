@@ -130,6 +130,7 @@ def test_exchanged_images_give_the_inverse(
     assert float((back.map(there.map(points)) - points).norm(dim=-1).max()) < 0.05
 
 
+@pytest.mark.slow
 def test_search_is_the_same_from_either_side(fixed: Image, moved: Callable) -> None:
     """The whole search, from afar, without masks."""
     truth = pose((35.0, -12.0, 15.0), (25.0, 5.0, -8.0))
