@@ -29,7 +29,7 @@ PEER_LIMITS = ("-angle", "30", "-cutoff", "0.1", "-minlength", "20", "-maxlength
 TASKS: dict[str, tuple[str, int, float | None, str]] = {
     "sdstream": ("sdstream", 100_000, 1.0, "SD_STREAM"),
     "sdstream_default_step": ("sdstream", 100_000, None, "SD_STREAM"),
-    "ifod2": ("ifod2", 20_000, 1.0, "iFOD2"),
+    "ifod2": ("ifod2", 100_000, 1.0, "iFOD2"),
 }
 
 
