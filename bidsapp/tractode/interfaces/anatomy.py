@@ -91,6 +91,7 @@ class NormaliseAnat(Step):
             schedule=SLOPPY if job.sloppy else COARSE,
         )
         folding = certificate(transform, fixed.image.grid)
+        folded = {**folding.record(), "repeats_with_more_regularisation": transform.repeats}
         mask = resample(fixed.mask, moving.grid, transform.inverse(), "nearest")
         normalised = resample(moving, fixed.image.grid, transform)
         quality = assess(fixed.image, moving, transform, fixed.mask, mask)
@@ -98,9 +99,9 @@ class NormaliseAnat(Step):
         write_transform_pair(
             writer, transform, fixed.image.grid, moving.grid,
             source=anat.entities, datatype="anat", moving=anat.modality, fixed=template.name,
-            sources=[Path(self.inputs.prepared["anat"])], facts={"FoldingCertificate": folding.record(), "Quality": quality.record()},
+            sources=[Path(self.inputs.prepared["anat"])], facts={"FoldingCertificate": folded, "Quality": quality.record()},
         )  # fmt: skip
-        writer.facts.update(folding=folding.record(), quality=quality.record(), template=template.name)
+        writer.facts.update(folding=folded, quality=quality.record(), template=template.name)
         figures = [
             figures_registration.flicker(
                 fixed.image, normalised, [(fixed.mask, "#ff5252", f"border of the brain in {template.name}")],
