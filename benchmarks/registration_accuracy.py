@@ -37,7 +37,9 @@ def main() -> None:
     options = _options()
     sets: dict[str, dict[str, Any]] = {}
     for name in options.sets:
-        rows = [row for pair in _pairs(name, options) for row in _score_all(pair, name, options)]
+        rows = _kept(name, options) or [
+            row for pair in _pairs(name, options) for row in _score_all(pair, name, options)
+        ]
         sets[name] = {method: _summary([r for r in rows if r["method"] == method]) for method in options.methods}
     command = "python benchmarks/registration_accuracy.py " + " ".join(sys.argv[1:])
     for path, name in (
@@ -83,6 +85,14 @@ def _pairs(name: str, options: argparse.Namespace) -> Iterator[pairs.Pair]:
         "labelmaps": lambda: pairs.labelmaps(data, options.resolution),
     }[name]
     return islice(made(), options.pairs)
+
+
+def _kept(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every row that is wanted, if all were finished before: then no pair has to be made again."""
+    folders = sorted((options.work / f"{name}-{options.resolution}").glob("*"))[: options.pairs]
+    files = [folder / f"{method.replace(' ', '_')}.json" for folder in folders for method in options.methods]
+    whole = len(folders) == options.pairs and all(file.is_file() for file in files)
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files] if whole else []
 
 
 def _score_all(pair: pairs.Pair, name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
