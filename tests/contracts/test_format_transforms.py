@@ -55,6 +55,11 @@ def make(kind: str, grid: ImageGrid) -> Transform:
         return Displacement(grid, values.contiguous(), "T1w", "dwi")
     if kind == "flow":
         return flow(grid, "T1w", "dwi")
+    if kind == "flow on sheared nodes":
+        # As a registration gives it whose affine was shared between the two sides.
+        shear = torch.eye(4, dtype=torch.float64)
+        shear[0, 1], shear[1, 2] = 0.06, -0.04
+        return flow(ImageGrid(grid.shape, shear @ grid.affine, grid.space), "T1w", "dwi")
     forward = Chain((flow(grid, "T1w", "x"), affine("x", "y"), affine("y", "dwi")))
     if kind == "flow then affines":
         return forward
@@ -62,7 +67,7 @@ def make(kind: str, grid: ImageGrid) -> Transform:
     return Chain((affine("T1w", "x"), flow(grid, "x", "dwi")))
 
 
-KINDS = ["affine", "displacement", "flow", "flow then affines", "affine then flow"]
+KINDS = ["affine", "displacement", "flow", "flow then affines", "affine then flow", "flow on sheared nodes"]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ A flow is written as a dense displacement of its own space; X5 also keeps the ve
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,31 @@ def _tabulated(part: Transform, reference: ImageGrid) -> Displacement:
     size = min(*reference.voxel_sizes, 2.0)
     if own is not None:
         # Half the nodes' distance follows a trilinear velocity closely; finer than the reference helps nobody.
-        grid = own.resampled(max(min(own.voxel_sizes) / 2, size)).renamed(part.source)
+        grid = _upright(own, reference, max(min(own.voxel_sizes) / 2, size)).renamed(part.source)
     else:
         grid = reference.renamed(part.source)
     points = grid.centres(torch.float64)
     values = (part.map(points) - points).movedim(-1, 0).to(torch.float32)
     return Displacement(grid, values.contiguous(), part.source, part.target)
+
+
+def _upright(grid: ImageGrid, reference: ImageGrid, size: float) -> ImageGrid:
+    """Voxels of ``size`` mm over a grid; where its axes are not perpendicular, along those of the reference and around it.
+
+    An affine that stands beside a flow may leave the flow's nodes sheared, which neither ITK nor a NIfTI header can say.
+    """
+    axes = aff.axis_directions(grid.affine)
+    if torch.allclose(axes.T @ axes, torch.eye(3, dtype=axes.dtype), atol=1e-5):
+        return grid.resampled(size)
+    # The nearest rotation, should the reference itself be sheared.
+    axes = aff.rotation_part(reference.affine) * size
+    ends = torch.tensor(list(itertools.product(*((-0.5, n - 0.5) for n in grid.shape))), dtype=torch.float64)
+    corners = grid.to_world(ends) @ torch.linalg.inv(axes).T
+    low, high = corners.amin(0).floor(), corners.amax(0).ceil()
+    i, j, k = (high - low).long().tolist()
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, :3], affine[:3, 3] = axes, axes @ (low + 0.5)
+    return ImageGrid((i, j, k), affine, grid.space)
 
 
 def _own_grid(part: Transform) -> ImageGrid | None:
