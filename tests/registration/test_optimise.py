@@ -52,6 +52,18 @@ def test_known_flow_is_found_and_nothing_folds(fixed: Image, fixed_mask: Image, 
     assert found.repeats == 0
 
 
+def test_a_brain_alone_is_not_drawn_out_to_the_skull(fixed: Image, fixed_mask: Image, moved: Callable) -> None:
+    """A template without a skull ends where a head does not: the border of the one is not that of the other."""
+    moving = moved(IDENTITY, fixed.grid.renamed("moving"), "same")
+    alone = Image(fixed.grid, torch.where(fixed_mask.mask, fixed.values, 0.0))
+    found = register(alone, moving, initial=IDENTITY, fixed_mask=fixed_mask, schedule=QUICK)
+    points = fixed.grid.centres(torch.float64)[fixed_mask.mask]
+    outwards = points - points.mean(0)
+    outwards = outwards / outwards.norm(dim=1, keepdim=True)
+    assert abs(float(((found.map(points) - points) * outwards).sum(1).mean())) < 0.3
+    assert float((found.map(points) - points).norm(dim=1).quantile(0.95)) < 2.0
+
+
 def test_copy_shifted_by_part_of_a_voxel_needs_no_flow(fixed: Image, fixed_mask: Image, moved: Callable) -> None:
     """Interpolation blurs such a copy; the flow may follow the blur by a tenth of a voxel (0.4 mm), but not slip one way."""
     matrix = torch.eye(4, dtype=torch.float64)

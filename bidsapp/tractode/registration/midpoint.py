@@ -10,7 +10,7 @@ Departure: the flow is one velocity field from 0 to 1, integrated from 1/2 to ei
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -46,12 +46,16 @@ class Side:
         Where the brain is; how much each place counts (a lesion: 0).
     from_middle
         Matrix from the middle to this image's space.
+    has_lone_edge
+        Only one of the two images ends at the mask (a brain alone against a whole head): what is seen across that border
+        is no anatomy, so that it does not count.
     """
 
     channels: tuple[Image, ...]
     mask: Image | None
     weight: Image | None
     from_middle: Float[Tensor, "4 4"]
+    has_lone_edge: bool = False
 
     def corners(self) -> Float[Tensor, "p 3"]:
         """World corners (middle) of the mask's box, or of the whole image."""
@@ -86,6 +90,9 @@ class Middle:
 
 def middle(fixed: Side, moving: Side, margin: float) -> Middle:
     """The box over the masks of both sides; where only one has a mask, over that."""
+    fixed, moving = (
+        replace(one, has_lone_edge=_is_alone(one, other, margin)) for one, other in ((fixed, moving), (moving, fixed))
+    )
     masked = [side for side in (fixed, moving) if side.mask is not None] or [fixed, moving]
     corners = torch.stack([side.corners() for side in masked])
     first = torch.stack(
@@ -93,6 +100,28 @@ def middle(fixed: Side, moving: Side, margin: float) -> Middle:
          for s in (fixed, moving)]
     )  # fmt: skip
     return Middle(fixed, moving, corners.amin((0, 1)), corners.amax((0, 1)), first, margin)
+
+
+def _is_alone(side: Side, other: Side, margin: float) -> bool:
+    """Whether just one of the images is empty in a shell around the mask, from the margin to twice as far."""
+    if side.mask is None or not bool(side.mask.mask.any()):
+        return False
+    grid = side.mask.grid
+    near, far = (smooth.dilate(side.mask.mask, _radii(grid, times * max(margin, 4.0))) for times in (1, 2))
+    across = other.from_middle @ torch.linalg.inv(side.from_middle)
+    shares = []
+    for image, matrix in ((side.channels[0], torch.eye(4, dtype=torch.float64)), (other.channels[0], across)):
+        shell, brain = (
+            image.sample(aff.apply_affine(matrix, grid.to_world(part.nonzero().double())), outside="nearest")[..., 0]
+            for part in (far & ~near, side.mask.mask)
+        )
+        shares.append(float((shell.abs() < 0.02 * brain.abs().mean()).double().mean()) if shell.numel() else 1.0)
+    return max(shares) > 0.9 and min(shares) < 0.5
+
+
+def _radii(grid: ImageGrid, margin: float) -> tuple[int, int, int]:
+    i, j, k = (round(margin / edge) for edge in grid.voxel_sizes)
+    return i, j, k
 
 
 def halved(affine: Affine) -> tuple[Float[Tensor, "4 4"], Float[Tensor, "4 4"]]:
@@ -231,12 +260,13 @@ def _weight(side: Side, points: Float[Tensor, "i j k 3"], margin: float) -> tupl
         seen &= interpolate.inside(image.grid.shape, image.grid.to_voxel(points), margin=0.5)
     inside = seen
     if side.mask is not None:
-        radii = [round(margin / edge) for edge in side.mask.grid.voxel_sizes]
-        wide = smooth.dilate(side.mask.mask, (radii[0], radii[1], radii[2]))
+        wide = side.mask.mask if side.has_lone_edge else smooth.dilate(side.mask.mask, _radii(side.mask.grid, margin))
         inside = seen & (interpolate.sample(wide[None].to(points), side.mask.grid.to_voxel(points))[..., 0] > 0.5)
-    weight = inside.to(torch.float32)
+    ignored = torch.zeros_like(inside, dtype=torch.float32)
     if side.weight is not None:
-        given = side.weight.sample(points, outside="nearest")[..., 0].clamp(0, 1)
-        # A descriptor sees what lies within two voxels: beside a lesion it is as wrong as in it.
-        weight = weight * (1 - functional.max_pool3d(1 - given[None], 5, stride=1, padding=2)[0])
+        ignored = 1 - side.weight.sample(points, outside="nearest")[..., 0].clamp(0, 1)
+    if side.has_lone_edge:
+        ignored = torch.maximum(ignored, (~inside).to(ignored))
+    # A descriptor sees what lies within two voxels: beside a lesion it is as wrong as in it.
+    weight = inside * (1 - functional.max_pool3d(ignored[None], 5, stride=1, padding=2)[0])
     return weight, inside
