@@ -16,6 +16,7 @@ from tractode.registration import DEFORMATIONS
 from tractode.registration.deformation import border_window, half_flows
 from tractode.registration.metrics.mind import MIND
 from tractode.registration.metrics.mse import MeanSquares
+from tractode.registration.midpoint import halved
 from tractode.registration.neural_field import NeuralVelocity
 from tractode.registration.optimise import Schedule, Stage, register
 from tractode.registration.svf import StationaryVelocity
@@ -175,3 +176,16 @@ def test_stationary_velocity_without_smoothing_is_its_parameters() -> None:
     family = StationaryVelocity(nodes(), smoothing=0.0)
     parameters = torch.randn(1, 3, *family.grid.shape)
     assert torch.equal(family.velocity(parameters), parameters)
+
+
+@pytest.mark.parametrize("signs", [(1.0, 1.0, 1.0), (-1.0, 1.0, 1.0)])
+def test_both_ways_from_the_middle_make_the_affine_even_where_it_has_no_half(signs: tuple[float, float, float]) -> None:
+    matrix = torch.diag(torch.tensor([*signs, 1.0], dtype=torch.float64))
+    matrix[:3, :3] += torch.tensor([[0.0, 0.1, 0.0], [-0.1, 0.1, 0.05], [0.0, -0.05, 0.0]], dtype=torch.float64)
+    matrix[:3, 3] = torch.tensor([12.0, -7.0, 30.0], dtype=torch.float64)
+    to_fixed, to_moving = halved(Affine(matrix, "fixed", "moving"))
+    torch.testing.assert_close(to_moving @ torch.linalg.inv(to_fixed), matrix)
+    if signs[0] > 0:
+        torch.testing.assert_close(to_moving, torch.linalg.inv(to_fixed))
+    else:
+        torch.testing.assert_close(to_fixed, torch.eye(4, dtype=torch.float64))

@@ -1,8 +1,8 @@
 """The space half-way between two images, where a symmetric registration compares them.
 
 B. B. Avants et al., Medical Image Analysis 12:26 (2008), doi:10.1016/j.media.2007.06.004, section 2.2: both images are pulled to
-the middle of the path between them, so that neither is privileged. The affine is halved as well: its square root, by the
-iteration of E. Denman, A. Beavers (1976), doi:10.1016/0096-3003(76)90020-5.
+the middle of the path between them, so that neither is privileged. The affine is halved as well (`halfway.half`); a mirror
+or a turn by 180° has no half, and is compared in the fixed space instead.
 
 Departure: the flow is one velocity field from 0 to 1, integrated from 1/2 to either end, so that its inverse is exact.
 """
@@ -21,17 +21,10 @@ from tractode.fields.image import Image, ImageGrid
 from tractode.fields.transform import Affine
 from tractode.ops import affine as aff
 from tractode.ops import interpolate, smooth
+from tractode.registration.halfway import half
 from tractode.registration.metrics.mutual_information import unit_range
 
 SPACE = "half-way"
-
-
-def square_root(matrix: Float[Tensor, "4 4"]) -> tuple[Float[Tensor, "4 4"], Float[Tensor, "4 4"]]:
-    """The principal square root of an affine and its inverse; a turn of 180° has none."""
-    root, inverse = matrix.double(), torch.eye(4, dtype=torch.float64)
-    for _ in range(30):
-        root, inverse = (root + torch.linalg.inv(inverse)) / 2, (inverse + torch.linalg.inv(root)) / 2
-    return root, inverse
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,9 +118,10 @@ def _radii(grid: ImageGrid, margin: float) -> tuple[int, int, int]:
 
 
 def halved(affine: Affine) -> tuple[Float[Tensor, "4 4"], Float[Tensor, "4 4"]]:
-    """Matrices from the middle to fixed and to moving space."""
-    root, inverse = square_root(affine.matrix)
-    return inverse, root
+    """Matrices from the middle to fixed and to moving space; where there is no half-way, the fixed space is the middle."""
+    whole = affine.matrix.cpu().double()
+    root = half(whole)
+    return (torch.eye(4, dtype=torch.float64), whole) if root is None else (torch.linalg.inv(root), root)
 
 
 def _nearest_phase(low: Tensor, spacing: float, first: Float[Tensor, "2 3"]) -> Float[Tensor, " 3"]:

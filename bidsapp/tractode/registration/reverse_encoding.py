@@ -30,10 +30,10 @@ from tractode.fields.transform import Affine
 from tractode.ops import affine as aff
 from tractode.ops import epi, finite_difference, interpolate, smooth, spline
 from tractode.ops.lbfgs import LbfgsSettings, minimise
+from tractode.registration.halfway import step
 
 Progress = Callable[[int, int, float], None]
 _NO_SHIFT = 0.01  # weight of a squared shift (mm) along the encoding: enough to choose where nothing else does
-_RADIUS = 80.0  # mm: one unit of a rotation moves a point this far away by 1 mm
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +271,7 @@ class _Problem:
                 matrix = _matrices(pose[None], scans[0].image.grid)[1]
                 corrected = undistort(coarse, hz, Affine(matrix, self.grid.space, coarse.image.grid.space)).values[0]
                 apart = ((corrected - target).square() * self.weight).sum() / self.weight.sum()
-                return apart + _NO_SHIFT * (pose[3:] @ along).square()
+                return apart + _NO_SHIFT * (pose[:3] @ along).square()
 
             found.append(_least(cost, pose, 0.1, 15))
         return torch.stack(found)
@@ -352,14 +352,6 @@ def _onto(scan: EncodedScan, grid: ImageGrid, motion: Float[Tensor, "4 4"]) -> E
 
 
 def _matrices(poses: Float[Tensor, "s 6"], grid: ImageGrid) -> list[Float[Tensor, "4 4"]]:
-    """Rigid motions about the middle of a grid; the first scan stays. Rotations in units of 1 mm at `_RADIUS`, shifts in mm."""
+    """Rigid motions (`halfway.step`) about the middle of a grid; the first scan stays."""
     middle = grid.to_world((torch.tensor(grid.shape, dtype=torch.float64) - 1) / 2)
-    matrices = [torch.eye(4, dtype=torch.float64)]
-    for pose in poses.double():
-        zero = torch.zeros((), dtype=pose.dtype)
-        a, b, c = (pose[:3] / _RADIUS).unbind()
-        rotation = torch.linalg.matrix_exp(torch.stack((zero, -c, b, c, zero, -a, -b, a, zero)).view(3, 3))
-        shift = middle + pose[3:] - rotation @ middle
-        last = torch.tensor([[0.0, 0.0, 0.0, 1.0]], dtype=pose.dtype)
-        matrices.append(torch.cat((torch.cat((rotation, shift[:, None]), dim=1), last)))
-    return matrices
+    return [torch.eye(4, dtype=torch.float64), *(step(pose.double(), middle) for pose in poses)]
