@@ -1,10 +1,10 @@
-"""What discovery found: participants with their dwi runs, anatomical images and fieldmaps, and what was wrong or left aside."""
+"""What discovery found: participants with their dwi runs, anatomical images and field maps, and what was wrong or left aside."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tractode.bids.scan import IgnoredFile
 from tractode.errors import TractodeError
@@ -39,12 +39,76 @@ class DwiRun:
 
 @dataclass(frozen=True)
 class FieldmapFile:
-    """An image of the ``fmap`` folder, found but not used yet."""
+    """An image of the ``fmap`` folder. Its gradient table, where an ``epi`` has one, tells which volumes are b=0."""
 
     path: Path
     entities: dict[str, str]
     suffix: str
     session: str | None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    sidecars: tuple[Path, ...] = ()
+    bval: Path | None = None
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A phase encoding: voxel axis, sign (±1; 0 = not stated), total readout time (s; ``None`` = not stated), how it was come by."""
+
+    axis: int
+    sign: int
+    readout: float | None
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        sign = {1: "", -1: "-", 0: "?"}[self.sign]
+        return f"{'ijk'[self.axis]}{sign}" + (f", {self.readout:.4g} s" if self.readout else "")
+
+
+CorrectionKind = Literal["reversed", "phasediff", "phases", "fieldmap", "anatomy", "none"]
+
+
+@dataclass(frozen=True)
+class EncodedFile:
+    """One image of a pair of opposite phase encodings: a dwi run's b=0 volumes, or an ``epi`` field map."""
+
+    source: DwiRun | FieldmapFile
+    encoding: Encoding
+
+    @property
+    def path(self) -> Path:
+        return self.source.path
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What is to be done about the susceptibility distortion of one run.
+
+    Parameters
+    ----------
+    scans
+        Of a reversed pair: every image, the run itself among them, the same for all runs that share a field.
+    maps
+        Of a field map: phase difference, two phases or the field, then a magnitude image.
+    link, reason
+        How the images were found to belong to the run, and why this correction (or none).
+    rows
+        Every field map looked at: file, how it is linked, what becomes of it.
+    """
+
+    run: DwiRun
+    kind: CorrectionKind
+    reason: str
+    encoding: Encoding | None = None
+    scans: tuple[EncodedFile, ...] = ()
+    maps: tuple[FieldmapFile, ...] = ()
+    link: str = ""
+    rows: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The same for runs that one estimate of the field serves."""
+        files = [image.path for image in (*self.scans, *self.maps)] or [self.run.path]
+        return (self.kind, *map(str, files))
 
 
 @dataclass(frozen=True)
@@ -64,6 +128,7 @@ class Participant:
     runs: tuple[DwiRun, ...] = ()
     fmaps: tuple[FieldmapFile, ...] = ()
     failures: tuple[Failure, ...] = ()
+    corrections: tuple[Correction, ...] = ()
 
     @property
     def sessions(self) -> tuple[str | None, ...]:

@@ -10,10 +10,12 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tractode.bids import names
+from tractode.bids.fieldmaps import FieldmapRequest, Sdc, with_corrections
 from tractode.bids.found import AnatFile, Discovery, DwiRun, Failure, FieldmapFile, Participant
 from tractode.bids.index import Index
 from tractode.bids.inheritance import Levels
@@ -32,6 +34,9 @@ def find_participants(
     filters: Mapping[str, Any] | None = None,
     anat_modality: str = "T1w",
     validate: bool = True,
+    sdc: Sdc = "auto",
+    ignore_fieldmaps: bool = False,
+    needs_correction: bool = False,
 ) -> Discovery:
     """Everything to be processed, and everything that will not be.
 
@@ -45,6 +50,8 @@ def find_participants(
         ``T1w``, ``T2w``, or ``none`` to leave the anatomy aside.
     validate
         Whether to look at the dataset's description and table of participants; what is used is always checked.
+    sdc, ignore_fieldmaps, needs_correction
+        What may correct susceptibility distortion: see `FieldmapRequest`.
 
     Raises
     ------
@@ -72,7 +79,10 @@ def find_participants(
     for label in labels:
         files, left_aside = scan_participant(bids_dir, label)
         reader = _Reader(bids_dir, index, levels, label, files, wanted_sessions, anat_modality)
-        found.append(reader.read())
+        participant = reader.read()
+        has_anat = partial(_has_anat, participant)
+        request = FieldmapRequest(bids_dir, participant, has_anat, sdc, ignore_fieldmaps, needs_correction)
+        found.append(with_corrections(request))
         ignored += left_aside + reader.ignored
         notes += reader.notes
     _check_something_found(found, bids_dir, wanted_sessions, index, ignored)
@@ -100,6 +110,10 @@ def explain_anat(participant: Participant, session: str | None) -> str:
     others = ", ".join(anat.path.name for anat in participant.anats if anat is not chosen)
     where = "" if chosen.session == session else f" of another session ({chosen.session or 'none'})"
     return f"{chosen.path.name}{where}, rather than {others}: normalised before nonorm, then the plainest name, then the first run"
+
+
+def _has_anat(participant: Participant, session: str | None) -> bool:
+    return choose_anat(participant, session) is not None
 
 
 def _anat_order(anat: AnatFile) -> tuple:
@@ -239,9 +253,17 @@ class _Reader:
         return error is None
 
     def _fmaps(self, images: list[ScannedFile]) -> list[FieldmapFile]:
-        chosen = self._selected("fmap", images)
-        self.used.update(image.path for image in chosen)
-        return [FieldmapFile(image.path, image.entities, image.suffix, image.session) for image in chosen]
+        return [self._fmap(image) for image in self._selected("fmap", images)]
+
+    def _fmap(self, image: ScannedFile) -> FieldmapFile:
+        try:
+            metadata, sidecars = self.levels.metadata(image)
+        except (InputDataError, MissingInputError) as error:
+            metadata, sidecars = {}, ()
+            self.notes.append(warning("W-FMAP-SIDECAR", f"{image.path.name} is used without its sidecar: {error}"))
+        bval = self.levels.nearest(image, ".bval")
+        self.used.update((image.path, *sidecars, *([bval] if bval else [])))
+        return FieldmapFile(image.path, image.entities, image.suffix, image.session, metadata, sidecars, bval)
 
     def _selected(self, query: str, images: list[ScannedFile]) -> list[ScannedFile]:
         """Images in the asked sessions and of the user's filters; the rest is listed as ignored."""

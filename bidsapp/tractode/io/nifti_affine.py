@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tractode.errors import InputDataError
+from tractode.errors import InputDataError, TractodeError
+from tractode.io.nifti_header import read_header
 from tractode.io.notes import Note, info, warning
+from tractode.io.stream import ByteSource
 
 _UNITS = {0: ("unknown (taken as mm)", 1.0), 1: ("metres", 1e3), 2: ("mm", 1.0), 3: ("micrometres", 1e-3)}
 _SMALLEST, _LARGEST = 0.05, 20.0  # mm, voxel edges of a brain scan
@@ -65,6 +67,21 @@ def choose_affine(
         notes.append(warning("W-IMG-UNIT", f"{path.name}: lengths are stored in {unit} and were converted to mm"))
     affine, straightened = _orthogonal(affine, centre, path)
     return affine, notes + straightened + _check_sizes(affine, shape, unit, path)
+
+
+def read_geometry(path: Path) -> tuple[tuple[float, ...], ...] | None:
+    """Shape, voxel sizes (0.01 mm) and which world axis each voxel axis is nearest to; ``None`` if the header cannot be used."""
+    try:
+        with ByteSource(path) as source:
+            header = read_header(source)
+        affine, _ = choose_affine(header.fields, header.shape, path, assume_orientation=True)
+    except TractodeError:
+        return None
+    axes = affine[:3, :3]
+    nearest = np.abs(axes).argmax(axis=0)
+    signs = np.sign(axes[nearest, range(3)]) * (nearest + 1)
+    sizes = np.linalg.norm(axes, axis=0).round(2)
+    return tuple(map(float, header.shape[:3])), tuple(sizes.tolist()), tuple(signs.tolist())
 
 
 def _unit(fields: np.void, path: Path) -> tuple[str, float]:
