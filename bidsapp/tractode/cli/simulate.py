@@ -12,7 +12,7 @@ from tractode.cli.small_command import Parser, exit_code_of
 from tractode.errors import UsageError
 
 if TYPE_CHECKING:
-    from tractode.workflows.simulate import SimulationSettings
+    from tractode.workflows.simulate_settings import DistortionSettings, SimulationSettings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +51,23 @@ def _parser() -> argparse.ArgumentParser:
         default=[2.0],
         help="dwi voxel size, one number or three (default: 2)",
     )
+    add(
+        "--anat",
+        metavar="SUFFIX",
+        nargs="+",
+        choices=("T1w", "T2w", "FLAIR"),
+        default=["T1w"],
+        help="anatomical images: some of T1w, T2w, FLAIR (default: T1w)",
+    )
     add("--t1w-resolution", metavar="MM", type=_millimetres, default=1.0, help="T1w voxel size (default: 1)")
+    for suffix in ("t2w", "flair"):
+        add(
+            f"--{suffix}-resolution",
+            metavar="MM",
+            type=_millimetres,
+            nargs="+",
+            help="the same of this image, one number or three (default: that of the T1w)",
+        )
     add("--no-t1w", action="store_true", help="write no T1w")
     add(
         "--shells",
@@ -97,22 +113,89 @@ def _parser() -> argparse.ArgumentParser:
         help="streamlines of a thin bundle (default: 300); thick ones have more",
     )
     add("--asymmetry", type=float, default=1.0, help="strength of left–right differences (default: 1)")
+    _add_distortion(parser.add_argument_group("susceptibility distortion"))
+    _add_visits(parser.add_argument_group("movement and sessions"))
     add("--version", action="version", version=__version__)
     return parser
 
 
+def _add_distortion(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--distortion",
+        metavar="on|HZ",
+        type=_strength,
+        help="distort the dwi by the field of air below the brain: that of 3 T, or so strong that 95 %% of the brain has "
+        "less than HZ (default: none)",
+    )
+    add(
+        "--phase-encoding",
+        choices=("i", "i-", "j", "j-"),
+        default="j-",
+        help="PhaseEncodingDirection of the dwi (default: j-, which is AP as LAS is stored)",
+    )
+    add("--readout", metavar="S", type=_seconds, default=0.05, help="TotalReadoutTime (default: 0.05)")
+    add(
+        "--reverse-encoding",
+        choices=("none", "epi", "dwi"),
+        default="none",
+        help="encoded the other way: three b=0 volumes in fmap, or the whole series again (default: none)",
+    )
+    add(
+        "--field-map",
+        choices=("none", "phasediff", "phases", "fieldmap"),
+        default="none",
+        help="gradient echoes: phase difference, both phases, or the field in Hz (default: none)",
+    )
+    add(
+        "--fmap-link",
+        choices=("intendedfor", "relative", "b0field", "none"),
+        default="intendedfor",
+        help="how field maps name the dwi: IntendedFor as BIDS URI, or as relative path; B0FieldIdentifier and "
+        "B0FieldSource; not at all (default: intendedfor)",
+    )
+
+
+def _add_visits(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--movement",
+        metavar="MM",
+        type=_amount,
+        default=0.0,
+        help="the head moves between the scans of a session: standard deviation of each shift in mm and of each turn in "
+        "degrees (default: 0)",
+    )
+    add("--sessions", metavar="N", type=_positive, help="scan the same heads N times, in folders ses-01 …")
+    add(
+        "--session-movement",
+        metavar="MM",
+        type=_amount,
+        default=5.0,
+        help="the same between sessions (default: 5)",
+    )
+    add(
+        "--growth",
+        metavar="SHARE",
+        type=_amount,
+        default=0.0,
+        help="from the first session to the last the lateral ventricles grow, in their middle by this share (default: 0)",
+    )
+
+
 def _settings(options: argparse.Namespace) -> SimulationSettings:
+    from tractode.simulate.poses import MovementSettings
     from tractode.simulate.subject import SubjectSettings, chosen_names
     from tractode.simulate.warp import WarpSettings
-    from tractode.workflows.simulate import SimulationSettings
+    from tractode.workflows.simulate_settings import SimulationSettings
 
-    if len(options.resolution) not in (1, 3):
-        raise UsageError(
-            f"--resolution got {len(options.resolution)} numbers",
-            id="E-CLI-RESOLUTION",
-            needed="one voxel size, or three",
-        )
-    sizes = options.resolution * (3 if len(options.resolution) == 1 else 1)
+    _check_combination(options)
+    sizes = _three("--resolution", options.resolution)
+    painted = tuple(
+        (suffix, _three(f"--{suffix.lower()}-resolution", given or [options.t1w_resolution]))
+        for suffix, given in (("T2w", options.t2w_resolution), ("FLAIR", options.flair_resolution))
+        if suffix in options.anat
+    )
     try:
         bundles = chosen_names(options.bundles)
     except KeyError as unknown:
@@ -134,8 +217,8 @@ def _settings(options: argparse.Namespace) -> SimulationSettings:
     return SimulationSettings(
         participants=options.participants,
         seed=options.seed,
-        resolution=(sizes[0], sizes[1], sizes[2]),
-        t1w_resolution=None if options.no_t1w else options.t1w_resolution,
+        resolution=sizes,
+        t1w_resolution=None if options.no_t1w or "T1w" not in options.anat else options.t1w_resolution,
         shells=options.shells,
         n_b0=options.b0s,
         gradients=tuple(options.gradients) if options.gradients else None,
@@ -143,7 +226,71 @@ def _settings(options: argparse.Namespace) -> SimulationSettings:
         t1w_orientation=options.t1w_orientation.upper(),
         oblique_deg=options.oblique,
         subject=subject,
+        distortion=None if options.distortion is None else _distortion(options),
+        painted=painted,
+        movement=MovementSettings(options.movement, options.movement),
+        sessions=options.sessions,
+        session_movement=MovementSettings(options.session_movement, options.session_movement),
+        growth=options.growth,
     )
+
+
+def _distortion(options: argparse.Namespace) -> DistortionSettings:
+    from tractode.simulate.echo_planar import Encoding
+    from tractode.workflows.simulate_settings import DistortionSettings
+
+    return DistortionSettings(
+        strength_hz=None if options.distortion == "on" else options.distortion,
+        encoding=Encoding(options.phase_encoding, options.readout),
+        reverse=options.reverse_encoding,
+        field_map=options.field_map,
+        link=options.fmap_link,
+    )
+
+
+def _check_combination(options: argparse.Namespace) -> None:
+    """Options that do nothing without another are mistakes."""
+    asked = {"--reverse-encoding": options.reverse_encoding, "--field-map": options.field_map}
+    for name, value in asked.items():
+        if options.distortion is None and value != "none":
+            raise UsageError(
+                f"{name} {value} without --distortion",
+                id="E-CLI-USAGE",
+                needed="a field to be mapped",
+                fix="add --distortion on",
+            )
+    if options.growth and (options.sessions or 1) < 2:
+        raise UsageError("--growth without two sessions", id="E-CLI-USAGE", fix="add --sessions 2")
+
+
+def _three(option: str, sizes: list[float]) -> tuple[float, float, float]:
+    if len(sizes) not in (1, 3):
+        raise UsageError(f"{option} got {len(sizes)} numbers", id="E-CLI-RESOLUTION", needed="one voxel size, or three")
+    i, j, k = sizes * (3 if len(sizes) == 1 else 1)
+    return i, j, k
+
+
+def _strength(text: str) -> float | str:
+    if text == "on":
+        return text
+    value = float(text)
+    if not 0 < value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text} is neither 'on' nor a field between 0 and 1000 Hz")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.001 <= value <= 0.5:
+        raise argparse.ArgumentTypeError(f"{text} s is not a readout time between 0.001 and 0.5")
+    return value
+
+
+def _amount(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 50:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 50")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tractode.fields import DWI, Chain, GradientTable, Image, ImageGrid, Streamlines
@@ -16,7 +16,7 @@ from tractode.simulate import signal
 from tractode.simulate.fibres import FibreField, FibreSettings, fibre_field
 from tractode.simulate.seeds import stream
 from tractode.simulate.signal import TissueModel
-from tractode.simulate.tissues import Anatomy, averaged
+from tractode.simulate.tissues import CSF, GREY, WHITE, Anatomy, averaged
 from tractode.simulate.truth import BundleTruth, bundle_truth
 from tractode.simulate.warp import WarpSettings, participant_warp, tabulated
 
@@ -50,6 +50,21 @@ class Participant:
     bundles: dict[str, BundleTruth]
 
 
+@dataclass(frozen=True, eq=False)
+class Diffusion:
+    """The diffusion signal without noise, undistorted, and what it was made from."""
+
+    grid: ImageGrid
+    gtab: GradientTable
+    signal: Float[Tensor, "n i j k"]
+    fibres: FibreField
+    bundles: dict[str, BundleTruth]
+
+    @property
+    def mask(self) -> Bool[Tensor, "i j k"]:
+        return self.fibres.tissues.sum(0) > 0
+
+
 def simulate(
     anatomy: Anatomy,
     t1w_grid: ImageGrid,
@@ -63,18 +78,60 @@ def simulate(
     settings = settings or SubjectSettings()
     template = anatomy.t1w.grid
     warp = participant_warp(template, t1w_grid.space, stream(seed, number, "warp"), settings.warp)
-    t1w, t1w_mask = _t1w(anatomy, t1w_grid, warp, settings, stream(seed, number, "T1w noise"))
-    per_axis = max(1, math.ceil(max(dwi_grid.voxel_sizes) / 1.3))
-    tissues = averaged(anatomy.tissues, dwi_grid, tabulated(warp, dwi_grid), per_axis).double()
+    t1w, t1w_mask = t1w_scan(anatomy, t1w_grid, warp, settings, stream(seed, number, "T1w noise"))
+    lines = template_bundles(anatomy, settings, stream(seed, number, "bundles"))
+    true = diffusion(anatomy, dwi_grid, gtab, warp, lines, settings)
+    dwi = scanned(true, true.signal, settings, stream(seed, number, "dwi noise"))
+    return Participant(t1w, t1w_mask, dwi, true.signal.float(), warp, true.fibres, true.bundles)
+
+
+def diffusion(
+    anatomy: Anatomy,
+    grid: ImageGrid,
+    gtab: GradientTable,
+    warp: Chain,
+    lines: dict[str, Streamlines],
+    settings: SubjectSettings,
+) -> Diffusion:
+    """The signal of a head on a grid; ``warp`` maps the grid's points to the template, ``lines`` are in the template."""
+    tissues = tissues_on(anatomy, grid, warp)
     tissues = tissues * (tissues.sum(0) > 0.5)
-    lines = _bundles(anatomy, warp, settings, stream(seed, number, "bundles"))
-    fibres = fibre_field(dwi_grid, tissues, lines, settings.fibres)
-    clean = _clean_signal(fibres, gtab, settings)
+    back = warp.inverse()
+    own = {name: line.moved(back) for name, line in lines.items()}
+    fibres = fibre_field(grid, tissues, own, settings.fibres)
+    truths = {name: bundle_truth(line, fibres, name, settings.end_radius_mm) for name, line in own.items()}
+    return Diffusion(grid, gtab, _clean_signal(fibres, gtab, settings), fibres, truths)
+
+
+def scanned(
+    true: Diffusion, seen: Float[Tensor, "n i j k"], settings: SubjectSettings, generator: torch.Generator
+) -> DWI:
+    """What is stored of the signal ``seen`` (the true one, or that distorted): with noise, in whole numbers."""
+    values = noisy(seen, settings, generator)
+    return DWI(true.grid, values, true.gtab, true.mask)
+
+
+def noisy(
+    seen: Float[Tensor, "n i j k"], settings: SubjectSettings, generator: torch.Generator
+) -> Float[Tensor, "n i j k"]:
+    """Diffusion-weighted signal with the noise asked for, as it is stored."""
     sigma = 0.0 if settings.snr is None else settings.white_matter_intensity * settings.tissue.s0_white / settings.snr
-    noisy = signal.rician(clean, sigma, stream(seed, number, "dwi noise"))
-    dwi = DWI(dwi_grid, noisy.round().float() if sigma else noisy.float(), gtab, tissues.sum(0) > 0)
-    truths = {name: bundle_truth(line, fibres, name, settings.end_radius_mm) for name, line in lines.items()}
-    return Participant(t1w, t1w_mask, dwi, clean.float(), warp, fibres, truths)
+    values = signal.rician(seen, sigma, generator)
+    return values.round().float() if sigma else values.float()
+
+
+def tissues_on(anatomy: Anatomy, grid: ImageGrid, warp: Chain) -> Float[Tensor, "3 i j k"]:
+    """Grey, white and CSF fractions of each voxel (float64)."""
+    per_axis = max(1, math.ceil(max(grid.voxel_sizes) / 1.3))
+    return averaged(anatomy.tissues, grid, tabulated(warp, grid), per_axis).double()
+
+
+def unweighted(tissues: Float[Tensor, "3 i j k"], settings: SubjectSettings) -> Float[Tensor, "1 i j k"]:
+    """The signal at b=0 of these tissues."""
+    inside = tissues * (tissues.sum(0) > 0.5)
+    model = settings.tissue
+    total = model.s0_grey * inside[GREY] + model.s0_white * inside[WHITE] + model.s0_csf * inside[CSF]
+    return (total * settings.white_matter_intensity)[None]
 
 
 def field_of_view(
@@ -82,15 +139,19 @@ def field_of_view(
     warp: Chain,
     spacing: tuple[float, float, float],
     axes: Float[Tensor, "3 3"],
-    margin_mm: float,
+    margin_mm: float | tuple[float, float, float],
     space: str,
 ) -> ImageGrid:
-    """The grid of the given voxel size and axis directions (columns, RAS+) that holds the participant's brain."""
+    """The grid of the given voxel size and axis directions (columns, RAS+) that holds the participant's brain.
+
+    ``margin_mm`` is left around it on all sides, or on both sides along each axis of the grid.
+    """
     brain = anatomy.tissues.values.sum(0)[::4, ::4, ::4] > 0.5
     index = brain.nonzero().double() * 4
     world = warp.inverse().map(anatomy.tissues.grid.to_world(index))
     along = world @ axes
-    low, high = along.amin(0) - margin_mm, along.amax(0) + margin_mm
+    margin = torch.tensor(margin_mm, dtype=torch.float64)
+    low, high = along.amin(0) - margin, along.amax(0) + margin
     size = torch.tensor(spacing, dtype=torch.float64)
     # Even sizes: scanners' matrices are, and later processing may halve them.
     shape = [2 * math.ceil(float(n) / 2) for n in (high - low) / size]
@@ -102,9 +163,10 @@ def field_of_view(
     return ImageGrid((shape[0], shape[1], shape[2]), affine, space)
 
 
-def _t1w(
+def t1w_scan(
     anatomy: Anatomy, grid: ImageGrid, warp: Chain, settings: SubjectSettings, generator: torch.Generator
 ) -> tuple[Image, Image]:
+    """The T1w with noise, and the brain mask."""
     table = tabulated(warp, grid)
     both = Image(anatomy.t1w.grid, torch.cat([anatomy.t1w.values, anatomy.tissues.values.sum(0, keepdim=True)]))
     values = averaged(both, grid, table, 1)
@@ -113,18 +175,15 @@ def _t1w(
     return Image(grid, noisy.round()), Image(grid, values[1:] > 0.5)
 
 
-def _bundles(
-    anatomy: Anatomy, warp: Chain, settings: SubjectSettings, generator: torch.Generator
-) -> dict[str, Streamlines]:
-    """Every bundle's fibres in the participant's space. All are drawn, so that choosing some changes none of them."""
-    back = warp.inverse()
+def template_bundles(anatomy: Anatomy, settings: SubjectSettings, generator: torch.Generator) -> dict[str, Streamlines]:
+    """Every bundle's fibres in the template. All are drawn, so that choosing some changes none of them."""
     chosen = settings.bundles or tuple(tubes.courses())
     found = {}
     for name, course in tubes.courses().items():
         n = settings.fibres_per_bundle * course.fibres
         lines = tubes.bundle(name, anatomy.white_matter, n, generator, settings.step_mm)
         if name in chosen:
-            found[name] = Streamlines(lines.points.float(), lines.offsets, lines.space).moved(back)
+            found[name] = Streamlines(lines.points.float(), lines.offsets, lines.space)
     return found
 
 

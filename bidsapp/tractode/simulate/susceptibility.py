@@ -49,12 +49,26 @@ def field_of_air(
     return total
 
 
+def shim(field: Float[Tensor, "*p"], points: Float[Tensor, "*p 3"], weight: Float[Tensor, "*p"]) -> Float[Tensor, " 4"]:
+    """What a first-order shim takes away: a constant (Hz) and slopes (Hz per 100 mm), most of the field where there is weight."""
+    root = weight.reshape(-1, 1).double().sqrt()
+    return torch.linalg.lstsq(root * _design(points), root * field.reshape(-1, 1).double()).solution[:, 0]
+
+
 def shimmed(
     field: Float[Tensor, "*p"], points: Float[Tensor, "*p 3"], weight: Float[Tensor, "*p"]
 ) -> Float[Tensor, "*p"]:
     """The field less the constant and the slopes that are most of it where there is weight: what a scanner's shim leaves."""
+    return without_shim(field, points, shim(field, points, weight))
+
+
+def without_shim(
+    field: Float[Tensor, "*p"], points: Float[Tensor, "*p 3"], coefficients: Float[Tensor, " 4"]
+) -> Float[Tensor, "*p"]:
+    """The field less a known shim."""
+    return field - (_design(points) @ coefficients).reshape(field.shape).to(field)
+
+
+def _design(points: Float[Tensor, "*p 3"]) -> Float[Tensor, "v 4"]:
     flat = points.reshape(-1, 3).double()
-    design = torch.cat((torch.ones_like(flat[:, :1]), flat / 100), dim=1)
-    root = weight.reshape(-1, 1).double().sqrt()
-    solution = torch.linalg.lstsq(root * design, root * field.reshape(-1, 1).double()).solution
-    return field - (design @ solution).reshape(field.shape).to(field)
+    return torch.cat((torch.ones_like(flat[:, :1]), flat / 100), dim=1)
