@@ -61,8 +61,9 @@ class Affine(Transform):
 
 @dataclass(frozen=True, eq=False)
 class Displacement(Transform):
-    """``x ↦ x + u(x)``, ``u`` in mm (RAS+) sampled linearly on a grid of the source space, 0 beyond it.
+    """``x ↦ x + u(x)``, ``u`` in mm (RAS+) sampled linearly on a grid of the source space.
 
+    As ITK reads such a field: the border's vectors hold for half a voxel beyond the outermost centres, then ``u`` is 0.
     ``backward`` is the displacement of the inverse where it is known; else the inverse is found by fixed-point iteration.
     """
 
@@ -77,7 +78,9 @@ class Displacement(Transform):
             raise ShapeError(f"A displacement on {self.grid.shape} needs (3, i, j, k); got {tuple(self.values.shape)}.")
 
     def map(self, points: Float[Tensor, "*p 3"]) -> Float[Tensor, "*p 3"]:
-        return points + interpolate.sample(self.values.to(points), self.grid.to_voxel(points))
+        voxel = self.grid.to_voxel(points)
+        moved = interpolate.sample(self.values.to(points), voxel, outside="nearest")
+        return points + moved * interpolate.inside(self.grid.shape, voxel, margin=0.5)[..., None]
 
     def inverse(self) -> Transform:
         if self.backward is not None:

@@ -56,6 +56,23 @@ def jacobian(
     return slopes + torch.eye(3, dtype=displacement.dtype, device=displacement.device)
 
 
+def map_jacobian(positions: Float[Tensor, "i j k 3"], affine: Float[Tensor, "4 4"]) -> Float[Tensor, "r s t 3 3"]:
+    """``∂T/∂x`` of a map of the world given at a grid's voxel centres, at the inner ones (two fewer along each axis).
+
+    By central differences over two voxels, exact for a linear map; rows are the target's coordinates, columns the source's.
+    """
+    inner = slice(1, -1)
+    slopes = torch.stack(
+        [
+            positions[2:, inner, inner] - positions[:-2, inner, inner],
+            positions[inner, 2:, inner] - positions[inner, :-2, inner],
+            positions[inner, inner, 2:] - positions[inner, inner, :-2],
+        ],
+        dim=-1,
+    )
+    return slopes @ (torch.linalg.inv(affine[:3, :3]) / 2).to(positions)
+
+
 def determinant(matrices: Float[Tensor, "*v 3 3"]) -> Float[Tensor, "*v"]:
     """Determinants by the rule of Sarrus: several times faster than an LU decomposition of millions of 3×3 matrices."""
     a, b, c = matrices.unbind(-2)
