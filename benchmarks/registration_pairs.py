@@ -6,19 +6,25 @@ method sees more of a pair than the two images.
 
 from __future__ import annotations
 
+import itertools
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import torch
 from torch import Tensor
 
 from tractode.fields import Flow, Image, ImageGrid, VelocityField
-from tractode.fields.transform import Transform, resample
+from tractode.fields.transform import Displacement, Transform, resample
 from tractode.io.builtin_template import load_builtin
 from tractode.io.nifti import read_image
 from tractode.ops import smooth
 from tractode.registration.affine import register_affine
+from tractode.simulate.painting import compact, known_palette, paint
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +107,8 @@ def anat_labels(data: Path, resolution: float = 2.0) -> Iterator[Pair]:
         labels = read_image(folder / "anat" / f"{folder.name}_desc-aseg_dseg.nii.gz", name)[0]
         image = read_image(folder / "anat" / f"{folder.name}_T1w.nii.gz", name)[0]
         people[name] = _reduced(image, labels, resolution, lambda values: smooth.dilate(values > 0, (2, 2, 2)))
-    yield from _ordered_pairs("anat", people, people)
+    for one, other in itertools.permutations(people, 2):
+        yield _aligned(f"anat-{other}-to-{one}", people[one], people[other])
 
 
 def _reduced(
@@ -136,23 +143,19 @@ def _cropped(labels: Image, grid: ImageGrid) -> Image:
     return Image(grid, labels.values[:, window[0], window[1], window[2]].to(torch.int16))
 
 
-def _ordered_pairs(kind: str, fixed: dict, moving: dict) -> Iterator[Pair]:
-    """Every one onto every other, after one affine (ours) that all methods are given: one grid, as ConvexAdam needs it."""
-    for one, (fixed_image, fixed_mask, fixed_labels) in fixed.items():
-        for other, (image, mask, labels) in moving.items():
-            if one == other:
-                continue
-            affine = register_affine(fixed_image, image, fixed_mask=fixed_mask)
-            grid, fine = fixed_image.grid, fixed_labels.grid
-            yield Pair(
-                f"{kind}-{other}-to-{one}",
-                fixed_image,
-                _renamed(resample(image, grid, affine)),
-                fixed_mask,
-                _renamed(resample(mask, grid, affine, "nearest")),
-                fixed_labels,
-                _renamed(resample(labels, fine, affine, "nearest")),
-            )
+def _aligned(name: str, fixed: tuple[Image, Image, Image], moving: tuple[Image, Image, Image]) -> Pair:
+    """After one affine (ours, of the default search) that all methods are given: one grid, as ConvexAdam needs it."""
+    affine = register_affine(fixed[0], moving[0], fixed_mask=fixed[1])
+    grid, fine = fixed[0].grid, fixed[2].grid
+    return Pair(
+        name,
+        fixed[0],
+        _renamed(resample(moving[0], grid, affine)),
+        fixed[1],
+        _renamed(resample(moving[1], grid, affine, "nearest")),
+        fixed[2],
+        _renamed(resample(moving[2], fine, affine, "nearest")),
+    )
 
 
 def _renamed(image: Image) -> Image:
@@ -161,56 +164,103 @@ def _renamed(image: Image) -> Image:
 
 # --- six heads' label maps, painted --------------------------------------------------------------------------------
 
-# Mean intensity of FreeSurfer's labels as T1w and as T2w; what is not named is soft tissue outside the brain.
-_KINDS = {
-    "white": (2, 41, 7, 46, 16, 28, 60, 85, 77, 251, 252, 253, 254, 255),
-    "grey": (3, 42, 8, 47, 17, 18, 53, 54, 26, 58, 10, 49, 11, 50, 12, 51),
-    "pallidum": (13, 52),
-    "fluid": (4, 5, 14, 15, 43, 44, 24, 31, 63, 72),
-}
-_PAINT = {"white": (0.95, 0.33), "grey": (0.62, 0.52), "pallidum": (0.85, 0.30), "fluid": (0.22, 1.0)}
-_DEEP = {10: 0.1, 49: 0.1, 11: 0.03, 50: 0.03, 12: 0.05, 51: 0.05, 16: -0.05, 28: -0.05, 60: -0.05}
+# FreeSurfer's labels inside the brain; everything else is left out of the images, as a brain extraction would.
+_BRAIN = (2, 41, 7, 46, 16, 28, 60, 85, 77, 251, 252, 253, 254, 255)
+_BRAIN += (3, 42, 8, 47, 17, 18, 53, 54, 26, 58, 10, 49, 11, 50, 12, 51, 13, 52, 4, 5, 14, 15, 43, 44, 24, 31, 63, 72)
 
 
 def labelmaps(data: Path, resolution: float = 2.0) -> Iterator[Pair]:
-    """Each head painted as T1w, each other head as T2w; labels are exact."""
-    first, second = {}, {}
-    for number, path in enumerate(sorted((data / "labelmaps").glob("*_dseg.nii.gz"))):
-        name = path.name.split("_")[0].removeprefix("sub-")
-        labels = read_image(path, name)[0]
-        generator = torch.Generator().manual_seed(500 + number)
-        for contrast, target in ((0, first), (1, second)):
-            image = _paint_labels(labels, contrast, generator)
-            target[name] = _reduced(image, _brain_labels(labels), resolution, lambda values: _closed(values > 0))
-    yield from _ordered_pairs("labelmaps", first, second)
+    """Each head painted as T1w; the next one onto it as T2w, the next but one as FLAIR. Labels are exact."""
+    files = sorted((data / "labelmaps").glob("*_dseg.nii.gz"))
+    for step, contrast in ((1, "T2w"), (2, "FLAIR")):
+        for number, path in enumerate(files):
+            other = (number + step) % len(files)
+            fixed = _painted_head(path, "T1w", 500 + number, resolution)
+            moving = _painted_head(files[other], contrast, 500 + 10 * step + other, resolution)
+            yield _aligned(f"labelmaps-{_head(files[other])}-{contrast}-to-{_head(path)}-T1w", fixed, moving)
 
 
-def brain_codes() -> list[int]:
-    return sorted(code for codes in _KINDS.values() for code in codes)
+def _head(path: Path) -> str:
+    return path.name.split("_")[0].removeprefix("sub-")
 
 
-def _brain_labels(labels: Image) -> Image:
-    values = labels.values.to(torch.int16)
-    inside = torch.isin(values, torch.tensor(brain_codes(), dtype=torch.int16))
-    return Image(labels.grid, values * inside)
+def _painted_head(path: Path, contrast: str, seed: int, resolution: float) -> tuple[Image, Image, Image]:
+    """Painted at the label map's own resolution, with texture, shading and noise of its own; then as any scan."""
+    labels = read_image(path, _head(path))[0]
+    numbers, codes = compact(labels.values[0].to(torch.int64))
+    image = paint(numbers, known_palette(codes, contrast), torch.Generator().manual_seed(seed), factor=1)
+    inside = torch.isin(labels.values, torch.tensor(_BRAIN, dtype=labels.values.dtype))
+    brain = Image(labels.grid, labels.values * inside)
+    return _reduced(Image(labels.grid, image), brain, resolution, lambda values: _closed(values > 0))
 
 
 def _closed(mask: Tensor) -> Tensor:
     return ~smooth.dilate(~smooth.dilate(mask, (2, 2, 2)), (1, 1, 1))
 
 
-def _paint_labels(labels: Image, contrast: int, generator: torch.Generator) -> Image:
-    values = labels.values[0].to(torch.int64)
-    ideal = torch.full(labels.grid.shape, 0.3)
-    for kind, codes in _KINDS.items():
-        for code in codes:
-            ideal[values == code] = _PAINT[kind][contrast] + _DEEP.get(code, 0.0) * (1 if contrast == 0 else -1)
-    ideal[values == 0] = 0.0
-    bias = smooth.gaussian(torch.randn(1, *[n // 4 + 1 for n in labels.grid.shape], generator=generator), (10.0,) * 3)
-    bias = torch.nn.functional.interpolate(bias[None], size=labels.grid.shape, mode="trilinear")[0, 0]
-    noise = 0.03 * torch.randn(labels.grid.shape, generator=generator)
-    painted = smooth.gaussian((ideal * torch.exp(0.2 * bias / bias.std()) + noise).clamp_min(0)[None], (0.5,) * 3)
-    return Image(labels.grid, painted)
+# --- kept in files ---------------------------------------------------------------------------------------------------
+
+_WHOLE = {"anat_labels": 6, "labelmaps": 10}
+_PARTS = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels")
+
+
+def made(kind: str, data: Path, resolution: float, work: Path, count: int) -> Iterator[tuple[Pair, Path]]:
+    """The first ``count`` pairs of a set, each with its folder in ``work``, from where it comes once it is whole."""
+    count = min(count, _WHOLE.get(kind, count))
+    folder = work / f"{kind}-{resolution}"
+    folder.mkdir(parents=True, exist_ok=True)
+    index = folder / "pairs.txt"
+    names = index.read_text(encoding="utf-8").split() if index.is_file() else []
+    if len(names) < count:
+        yield from _fresh(kind, data, resolution, folder, count)
+        return
+    for name in names[:count]:
+        yield load(name, folder / name), folder / name
+
+
+def _fresh(kind: str, data: Path, resolution: float, folder: Path, count: int) -> Iterator[tuple[Pair, Path]]:
+    source = {
+        "simulated": lambda: (simulated(n, resolution) for n in itertools.count()),
+        "anat_labels": lambda: anat_labels(data, resolution),
+        "labelmaps": lambda: labelmaps(data, resolution),
+    }[kind]()
+    names = []
+    for pair in itertools.islice(source, count):
+        store(pair, folder / pair.name)
+        names.append(pair.name)
+        yield load(pair.name, folder / pair.name), folder / pair.name
+    (folder / "pairs.txt").write_text("\n".join(names), encoding="utf-8")
+
+
+def store(pair: Pair, folder: Path) -> None:
+    """Images, masks and labels as NIfTI; the truth as displacements (mm) of the fixed image's voxels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in _PARTS:
+        image = getattr(pair, part)
+        values = image.values[0].numpy().astype(np.int16 if part.endswith("labels") else np.float32)
+        nibabel.save(nibabel.Nifti1Image(values, image.grid.affine.numpy()), folder / f"{part}.nii.gz")
+    if pair.truth is not None:
+        points = pair.fixed.grid.centres()
+        np.save(folder / "truth.npy", (pair.truth.map(points) - points).movedim(-1, 0).numpy())
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A folder of one run's own, with links to what a method may see."""
+    with tempfile.TemporaryDirectory() as name:
+        for part in _PARTS[:4]:
+            (Path(name) / f"{part}.nii.gz").symlink_to((folder / f"{part}.nii.gz").resolve())
+        yield Path(name)
+
+
+def load(name: str, folder: Path) -> Pair:
+    """A stored pair, its spaces called fixed and moving."""
+    images = [read_image(folder / f"{part}.nii.gz", part.split("_")[0])[0] for part in _PARTS]
+    truth = None
+    if (folder / "truth.npy").is_file():
+        values = torch.from_numpy(np.load(folder / "truth.npy"))
+        truth = Displacement(images[0].grid, values, "fixed", "moving")
+    return Pair(name, *images, truth)
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -231,4 +281,4 @@ def dice(first: Tensor, second: Tensor) -> dict[int, float]:
     return {c: float(2 * both[c] / (one[c] + other[c])) for c in range(1, top) if one[c] > 0 and other[c] > 0}
 
 
-__all__ = ["Pair", "anat_labels", "dice", "labelmaps", "moved_labels", "resample", "simulated"]
+__all__ = ["Pair", "anat_labels", "dice", "labelmaps", "load", "made", "moved_labels", "scratch", "simulated", "store"]
