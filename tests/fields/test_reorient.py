@@ -34,7 +34,7 @@ def fixed(oblique_affine: torch.Tensor) -> ImageGrid:
 
 
 def flow(space: str = "T", target: str = "dwi") -> Flow:
-    nodes = grid_of(torch.diag(torch.tensor([8.0, 8, 8, 1]).double()), (11, 11, 11), space)
+    nodes = grid_of(torch.diag(torch.tensor([4.0, 4, 4, 1]).double()), (21, 21, 21), space)
     offset = (nodes.centres(torch.float64) - CENTRE) / 12
     fade = torch.exp(-offset.square().sum(-1, keepdim=True) / 4)
     velocity = 6 * fade * torch.stack([offset[..., 1].sin(), offset[..., 2].cos(), (offset[..., 0] + 0.3).sin()], -1)
@@ -55,6 +55,12 @@ def test_the_jacobian_of_an_affine_is_its_matrix(fixed: ImageGrid) -> None:
     torch.testing.assert_close(jacobian(Affine(matrix, "T", "dwi"), thin)[0, 0, 0], matrix[:3, :3], atol=1e-12, rtol=0)
 
 
+def follow(directions: torch.Tensor, tangent: torch.Tensor) -> bool:
+    """Degrees: the Jacobian is taken over two voxels of 2.2 mm, the line is 1 mm long."""
+    apart = torch.rad2deg(sphere.angle(directions, tangent))
+    return float(apart.mean()) < 0.8 and float(apart.max()) < 4
+
+
 def test_directions_go_where_streamlines_go(moving: ImageGrid, fixed: ImageGrid) -> None:
     """A short line through a voxel's origin, along the fibre, mapped back point by point: every kind of field follows it."""
     transform = flow()
@@ -65,7 +71,6 @@ def test_directions_go_where_streamlines_go(moving: ImageGrid, fixed: ImageGrid)
     tangent = tangent / tangent.norm(dim=-1, keepdim=True)
     inner = (slice(3, -3),) * 3
     assert float(torch.rad2deg(sphere.angle(tangent, FIBRE.expand_as(tangent)))[inner].max()) > 15  # it does turn them
-    limit = 1.5  # degrees: the Jacobian is taken over two voxels, the line is 1 mm long
     matrix = 1.5e-3 * torch.outer(FIBRE, FIBRE) + 0.2e-3 * torch.diag(torch.tensor([1.0, 2.0, 1.5]).double())
     principal = torch.linalg.eigh(matrix)[1][:, 2]
     tensor = symmetric.from_matrix(matrix)[:, None, None, None].expand(-1, *moving.shape).contiguous()
@@ -82,18 +87,18 @@ def test_directions_go_where_streamlines_go(moving: ImageGrid, fixed: ImageGrid)
         moving, FIBRE[:, None, None, None] * (torch.rand(1, *moving.shape).double() < 0.5).double().mul(2).sub(1)
     )
     moved = reoriented_axes(axes, fixed, transform).values.movedim(0, -1)[inner]
-    assert float(torch.rad2deg(sphere.angle(moved, tangent[inner])).max()) < limit
+    assert follow(moved, tangent[inner])
 
     peak = PeakField(
         moving, FIBRE[None, :, None, None, None].expand(1, 3, *moving.shape), torch.ones(1, *moving.shape).double()
     )
     moved = reoriented(peak, fixed, transform).directions[0].movedim(0, -1)[inner]
-    assert float(torch.rad2deg(sphere.angle(moved, tangent[inner])).max()) < limit
+    assert follow(moved, tangent[inner])
 
     turned = reoriented(TensorField(moving, tensor), fixed, transform).components.movedim(0, -1)[inner]
     first = symmetric.eigen(turned)[1][..., 0]
     line = back.map(there + 0.5 * principal) - back.map(there - 0.5 * principal)
-    assert float(torch.rad2deg(sphere.angle(first, (line / line.norm(dim=-1, keepdim=True))[inner])).max()) < limit
+    assert follow(first, (line / line.norm(dim=-1, keepdim=True))[inner])
 
 
 def test_a_bundle_keeps_its_total_across_and_over_space(oblique_affine: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ differences of the whole map over two voxels of the grid, so any transform and a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import overload
 
 import torch
 from jaxtyping import Float
@@ -22,20 +22,36 @@ from tractode.ops import finite_difference, interpolate, principal_axis, reorien
 from tractode.ops.reorient_fod import Modulation
 from tractode.ops.reorient_tensor import TensorMethod
 
-Field = TypeVar("Field", ShField, TensorField, PeakField)
 _SLAB_VOXELS = 1 << 17
 # Values at the positions a slab came from, and how directions travel: the values of the slab.
 _Turn = Callable[[Float[Tensor, "v c"], Float[Tensor, "w 3 3"]], Float[Tensor, "v c2"]]
 
 
+@overload
 def reoriented(
-    field: Field,
+    field: ShField, grid: ImageGrid, transform: Transform, *, modulation: Modulation = ..., method: TensorMethod = ...
+) -> ShField: ...
+@overload
+def reoriented(
+    field: TensorField,
+    grid: ImageGrid,
+    transform: Transform,
+    *,
+    modulation: Modulation = ...,
+    method: TensorMethod = ...,
+) -> TensorField: ...
+@overload
+def reoriented(
+    field: PeakField, grid: ImageGrid, transform: Transform, *, modulation: Modulation = ..., method: TensorMethod = ...
+) -> PeakField: ...
+def reoriented(
+    field: ShField | TensorField | PeakField,
     grid: ImageGrid,
     transform: Transform,
     *,
     modulation: Modulation = "none",
     method: TensorMethod = "ppd",
-) -> Field:
+) -> ShField | TensorField | PeakField:
     """A field of orientations on another grid, turned as the transform turns what it shows.
 
     Parameters
@@ -59,27 +75,35 @@ def reoriented(
         The transform does not go from the grid's space to the field's.
     """
     if isinstance(field, ShField):
-        order = field.order
-
-        def turn(values: Tensor, forward: Tensor) -> Tensor:
-            return reorient_fod.reorient(values, forward, order, modulation)
-
-        return ShField(grid, _carried(Image(field.grid, field.coeffs), grid, transform, turn), order)
+        return _turned_harmonics(field, grid, transform, modulation)
     if isinstance(field, TensorField):
+        return _turned_tensors(field, grid, transform, method)
+    return _turned_peaks(field, grid, transform)
 
-        def turn_tensor(values: Tensor, forward: Tensor) -> Tensor:
-            return reorient_tensor.reorient(values, forward, method)
 
-        return TensorField(grid, _carried(Image(field.grid, field.components), grid, transform, turn_tensor))
+def _turned_harmonics(field: ShField, grid: ImageGrid, transform: Transform, modulation: Modulation) -> ShField:
+    def turn(values: Tensor, forward: Tensor) -> Tensor:
+        return reorient_fod.reorient(values, forward, field.order, modulation)
+
+    return ShField(grid, _carried(Image(field.grid, field.coeffs), grid, transform, turn), field.order)
+
+
+def _turned_tensors(field: TensorField, grid: ImageGrid, transform: Transform, method: TensorMethod) -> TensorField:
+    def turn(values: Tensor, forward: Tensor) -> Tensor:
+        return reorient_tensor.reorient(values, forward, method)
+
+    return TensorField(grid, _carried(Image(field.grid, field.components), grid, transform, turn))
+
+
+def _turned_peaks(field: PeakField, grid: ImageGrid, transform: Transform) -> PeakField:
     k = field.amplitudes.shape[0]
-    together = torch.cat([field.directions.flatten(0, 1), field.amplitudes])
 
-    def turn_peaks(values: Tensor, forward: Tensor) -> Tensor:
-        directions = values[:, : 3 * k].unflatten(1, (k, 3))
-        turned = [reorient_tensor.turn(directions[:, n], forward) for n in range(k)]
-        return torch.cat([*turned, values[:, 3 * k :]], dim=1)
+    def turn(values: Tensor, forward: Tensor) -> Tensor:
+        directions = [reorient_tensor.turn(values[:, 3 * n : 3 * n + 3], forward) for n in range(k)]
+        return torch.cat([*directions, values[:, 3 * k :]], dim=1)
 
-    moved = _carried(Image(field.grid, together), grid, transform, turn_peaks, mode="nearest")
+    together = Image(field.grid, torch.cat([field.directions.flatten(0, 1), field.amplitudes]))
+    moved = _carried(together, grid, transform, turn, mode="nearest")
     return PeakField(grid, moved[: 3 * k].unflatten(0, (k, 3)), moved[3 * k :])
 
 
