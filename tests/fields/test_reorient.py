@@ -56,9 +56,9 @@ def test_the_jacobian_of_an_affine_is_its_matrix(fixed: ImageGrid) -> None:
 
 
 def follow(directions: torch.Tensor, tangent: torch.Tensor) -> bool:
-    """Degrees: the Jacobian is taken over two voxels of 2.2 mm, the line is 1 mm long."""
+    """Degrees: the Jacobian is taken over two voxels of 2.2 mm, the line is 1 mm long, and the flow bends between."""
     apart = torch.rad2deg(sphere.angle(directions, tangent))
-    return float(apart.mean()) < 0.8 and float(apart.max()) < 4
+    return float(apart.mean()) < 1.2 and float(apart.max()) < 5
 
 
 def test_directions_go_where_streamlines_go(moving: ImageGrid, fixed: ImageGrid) -> None:
