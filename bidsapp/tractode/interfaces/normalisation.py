@@ -1,27 +1,35 @@
-"""Carrying a scan's maps and streamlines into a template through the whole chain of transforms, interpolated once."""
+"""Carrying a scan's maps, orientations and streamlines into another space through the whole chain of transforms, interpolated once.
+
+The space is a template or the participant's own anatomical image.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nipype.interfaces.base import traits
+from nipype.interfaces.base import isdefined, traits
 
 from tractode.bids import sidecar
 from tractode.bids.manifest import StepWriter
 from tractode.bids.names import derivative, sidecar_of
 from tractode.bids.templates import load_template
-from tractode.fields import Image, ImageGrid, Transform
+from tractode.contracts import MapSpec
+from tractode.fields import Image, ImageGrid, ShField, TensorField, Transform
+from tractode.fields.reorient import reoriented, reoriented_axes
+from tractode.fields.sh import order_of
 from tractode.fields.transform import Chain, resample
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
 from tractode.io.nifti import read_image
 from tractode.io.tractogram_stream import stream_to, stream_trx
 from tractode.io.transforms import read_itk
 from tractode.models import MODELS
-from tractode.reports import figures_registration, figures_tractogram
+from tractode.ops.reorient_fod import Modulation
+from tractode.reports import figures_glyphs, figures_registration, figures_tractogram
 from tractode.reports.sample import StreamlineSample
 
 
@@ -46,20 +54,36 @@ class Link:
         return read_itk(Path(self.outputs[f"from-{self.label}"]), source=self.moving, target=self.fixed)
 
 
+@dataclass(frozen=True)
+class Target:
+    """A space that outputs are carried into: its image and brain, and the grids of scalar maps and of orientations."""
+
+    name: str
+    image: Image
+    mask: Image
+    maps: ImageGrid
+    orientations: ImageGrid
+
+
 class NormaliseDwiInputSpec(StepInputSpec):
     run = traits.Any(mandatory=True, desc="a DwiRun")
-    template = traits.Any(mandatory=True, desc="a Template")
-    template_link = traits.Dict(mandatory=True, desc="outputs of the registration to the template")
-    template_facts = traits.Dict(mandatory=True)
+    template = traits.Any(desc="a Template; without one the target is the anatomical image")
+    template_link = traits.Dict(desc="outputs of the registration to the template")
+    template_facts = traits.Dict()
     anat_link = traits.Dict(desc="outputs of the registration to anatomy, where there is one")
     anat_facts = traits.Dict()
     anat_space = traits.Str("", usedefault=True)
     anat_modality = traits.Str("", usedefault=True)
+    prepared_anat = traits.Dict(desc="outputs of PrepareAnat, where the target is the anatomical image")
+    normalised_anat = traits.Dict(
+        desc="outputs of NormaliseAnat: the brain mask, where the target is the anatomical image"
+    )
     models = traits.List(traits.Str, mandatory=True)
     fits = traits.List(traits.Dict, mandatory=True, desc="outputs of FitModel, one for each model")
     tractograms = traits.List(traits.Dict, mandatory=True, desc="outputs of Track")
     tracks = traits.List(traits.Str, mandatory=True, desc="their track labels")
-    resolution = traits.Float(0.0, usedefault=True, desc="isotropic mm; 0 keeps the template's grid")
+    resolution = traits.Float(0.0, usedefault=True, desc="isotropic mm; 0 lets the target and the scan decide")
+    modulation = traits.Str("none", usedefault=True, desc="of orientation distributions")
 
 
 class NormaliseDwi(Step):
@@ -67,36 +91,48 @@ class NormaliseDwi(Step):
 
     input_spec: ClassVar[type] = NormaliseDwiInputSpec
 
-    def _links(self) -> list[Link]:
-        """Template → … → dwi, in the order points travel."""
-        inputs = self.inputs
-        dwi, template = f"{inputs.run.name}_dwi", inputs.template.name
-        if not inputs.anat_space:
-            return [Link(inputs.template_link, inputs.template_facts, template, dwi, template)]
-        return [
-            Link(inputs.template_link, inputs.template_facts, template, inputs.anat_space, template),
-            Link(inputs.anat_link, inputs.anat_facts, inputs.anat_space, dwi, inputs.anat_modality),
-        ]
+    @property
+    def _name(self) -> str:
+        return self.inputs.template.name if isdefined(self.inputs.template) else self.inputs.anat_modality
 
-    def _scalar_maps(self) -> list[tuple[str, str, Any]]:
-        """(model label, path, spec) of every map whose values do not turn with the head."""
+    def _links(self) -> list[Link]:
+        """Target → … → dwi, in the order points travel."""
+        inputs = self.inputs
+        dwi = f"{inputs.run.name}_dwi"
+        links = []
+        if inputs.anat_space:
+            links.append(Link(inputs.anat_link, inputs.anat_facts, inputs.anat_space, dwi, inputs.anat_modality))
+        if isdefined(inputs.template):
+            name, moving = inputs.template.name, inputs.anat_space or dwi
+            links.insert(0, Link(inputs.template_link, inputs.template_facts, name, moving, name))
+        return links
+
+    def _maps(self) -> list[tuple[str, Path, MapSpec]]:
+        """(model label, path, spec) of every map that can be carried: scalars, and what is turned on the way."""
         found = []
         for name, outputs in zip(self.inputs.models, self.inputs.fits, strict=True):
             kind = MODELS[name]
-            found += [(kind.label, outputs[s.param], s) for s in kind.maps if s.invariant and s.components == "scalar"]
+            found += [(kind.label, Path(outputs[s.param]), s) for s in kind.maps if s.invariant or can_turn(s)]
         return found
 
     def needs(self) -> list[Path]:
         transforms = [Path(link.outputs[f"{way}-{link.label}"]) for link in self._links() for way in ("to", "from")]
-        maps = [Path(path) for _, path, _ in self._scalar_maps()]
-        return [*transforms, *maps, *(Path(outputs["tractogram"]) for outputs in self.inputs.tractograms)]
+        anat = (
+            []
+            if isdefined(self.inputs.template)
+            else [self.inputs.prepared_anat["anat"], self.inputs.normalised_anat["mask"]]
+        )
+        tractograms = [outputs["tractogram"] for outputs in self.inputs.tractograms]
+        return [*transforms, *(path for _, path, _ in self._maps()), *(Path(path) for path in [*anat, *tractograms])]
 
     def parameters(self) -> dict[str, Any]:
         return {
-            "template": self.inputs.template.name,
+            "space": self._name,
             "resolution": self.inputs.resolution,
+            "modulation": self.inputs.modulation,
             "models": self.inputs.models,
             "tracks": self.inputs.tracks,
+            "device": self.inputs.job.device.partition(":")[0],
         }
 
     def compute(self, writer: StepWriter) -> None:
@@ -107,56 +143,134 @@ class NormaliseDwi(Step):
                 f"{link.label}: {link.facts.get('quality', {}).get('reason', 'no verdict')}" for link in failed
             )
             writer.facts.update(
-                skipped=f"No outputs in {self.inputs.template.name}: the registration did not pass its quality gate ({reasons})"
+                skipped=f"No outputs in {self._name}: the registration did not pass its quality gate ({reasons})"
             )
             return
-        fixed = load_template(self.inputs.template, contrast="T1w")
-        grid = fixed.image.grid.resampled(self.inputs.resolution) if self.inputs.resolution else fixed.image.grid
+        target = self._target()
         forward = Chain(tuple(link.forward() for link in links))
         backward = Chain(tuple(link.backward() for link in reversed(links)))
-        maps = self._write_maps(writer, grid, forward)
-        self._write_tractograms(writer, grid, backward, fixed.image)
+        maps = self._write_maps(writer, target, forward)
+        self._write_tractograms(writer, target, backward)
         if "tensor-fa" in maps:
-            image, mask = on_grid(fixed.image, grid), on_grid(fixed.mask, grid)
+            image, mask = on_grid(target.image, target.maps), on_grid(target.mask, target.maps)
             figure = figures_registration.flicker(
-                image, maps["tensor-fa"], [(mask, "#ff5252", f"border of the brain in {self.inputs.template.name}")],
-                fixed_name=self.inputs.template.name, moving_name="FA of the participant",
-                title=f"FA in {self.inputs.template.name}", desc=f"{self.inputs.template.name}fa",
+                image, maps["tensor-fa"], [(mask, "#ff5252", f"border of the brain in {target.name}")],
+                fixed_name=target.name, moving_name="FA of the participant",
+                title=f"FA in {target.name}", desc=f"{target.name}fa",
                 run=self.inputs.run.name, mask=mask,
             )  # fmt: skip
             save_reportlets(writer, self.inputs.job.participant, [figure])
 
-    def _write_maps(self, writer: StepWriter, grid: ImageGrid, forward: Transform) -> dict[str, Image]:
-        run, template = self.inputs.run, self.inputs.template.name
-        written = {}
-        for label, path, spec in self._scalar_maps():
-            image, _ = read_image(Path(path), f"{run.name}_dwi")
-            moved = resample(image, grid, forward)
-            content = sidecar.map_sidecar(spec, label, {}, [Path(path)], None, space=template)
-            write_with_sidecar(
-                writer, f"{label}-{spec.param}", moved, content, run.entities,
-                datatype="dwi", space=template, model=label, param=spec.param, suffix="dwimap",
+    def _target(self) -> Target:
+        inputs = self.inputs
+        scan = read_image(self._maps()[0][1], "")[0].grid
+        size = math.prod(scan.voxel_sizes) ** (1 / 3)
+        if isdefined(inputs.template):
+            fixed = load_template(inputs.template, contrast="T1w")
+            maps = fixed.image.grid.resampled(inputs.resolution) if inputs.resolution else fixed.image.grid
+            # Many volumes on voxels far smaller than the scan's would be large files of nothing but interpolation.
+            is_finer = not inputs.resolution and math.prod(maps.voxel_sizes) < math.prod(scan.voxel_sizes) / 2
+            return Target(
+                inputs.template.name, fixed.image, fixed.mask, maps, maps.resampled(size) if is_finer else maps
+            )
+        image, _ = read_image(Path(inputs.prepared_anat["anat"]), inputs.anat_space)
+        mask, _ = read_image(Path(inputs.normalised_anat["mask"]), inputs.anat_space)
+        grid = image.grid.resampled(inputs.resolution or size)
+        return Target(inputs.anat_modality, image, mask, grid, grid)
+
+    @property
+    def _reference(self) -> str | None:
+        """What the space is, where BIDS does not know its name."""
+        if isdefined(self.inputs.template):
+            return None
+        return sidecar.bids_uri(self.inputs.prepared_anat["anat"], None)
+
+    def _write_maps(self, writer: StepWriter, target: Target, forward: Transform) -> dict[str, Image]:
+        """Every map; the scalars are given back for the figures."""
+        run, written = self.inputs.run, {}
+        for label, path, spec in self._maps():
+            image, _ = read_image(path, f"{run.name}_dwi")
+            moved, facts = self._moved(writer, spec, image, target, forward)
+            native = json.loads(sidecar_of(path).read_text(encoding="utf-8"))
+            content = sidecar.map_sidecar(
+                spec, label, native.get("Model", {}).get("Parameters", {}), [path], None,
+                response=native.get("ResponseFunction", {}).get("Coefficients"),
+                sh_order=order_of(image.values.shape[0]) if spec.components == "sh" else None,
+                space=target.name, spatial_reference=self._reference,
             )  # fmt: skip
-            written[f"{label}-{spec.param}"] = moved
+            write_with_sidecar(
+                writer, f"{label}-{spec.param}", moved, content | facts, run.entities,
+                datatype="dwi", space=target.name, model=label, param=spec.param, suffix="dwimap",
+            )  # fmt: skip
+            if spec.components == "scalar":
+                written[f"{label}-{spec.param}"] = moved
         return written
 
-    def _write_tractograms(self, writer: StepWriter, grid: ImageGrid, backward: Transform, background: Image) -> None:
-        run, template, job = self.inputs.run, self.inputs.template.name, self.inputs.job
+    def _moved(
+        self, writer: StepWriter, spec: MapSpec, image: Image, target: Target, forward: Transform
+    ) -> tuple[Image, dict[str, Any]]:
+        """A map in the target's space, and what the sidecar has to say of how it was turned."""
+        if spec.components == "scalar":
+            return resample(image, target.maps, forward), {}
+        moved, facts = turned(
+            spec, image.to(self.inputs.job.device), target.orientations, forward, self.inputs.modulation
+        )
+        moved = moved.to("cpu")
+        if spec.components == "sh":
+            field = ShField(moved.grid, moved.values, order_of(moved.values.shape[0]))
+            background, mask = on_grid(target.image, moved.grid), on_grid(target.mask, moved.grid)
+            figures = figures_glyphs.fod_glyphs(
+                field, background, mask, run=self.inputs.run.name, section="registration",
+                desc=f"{target.name}{spec.param}", space=target.name,
+            )  # fmt: skip
+            save_reportlets(writer, self.inputs.job.participant, figures)
+        return moved, facts
+
+    def _write_tractograms(self, writer: StepWriter, target: Target, backward: Transform) -> None:
+        run, space, job = self.inputs.run, target.name, self.inputs.job
         for track, outputs in zip(self.inputs.tracks, self.inputs.tractograms, strict=True):
-            source, sample = Path(outputs["tractogram"]), StreamlineSample(template)
-            name = {"datatype": "dwi", "space": template, "track": track, "suffix": "tractogram"}
-            write = partial(_write_moved, source=source, grid=grid, backward=backward, sample=sample)
+            source, sample = Path(outputs["tractogram"]), StreamlineSample(target.image.grid.space)
+            name = {"datatype": "dwi", "space": space, "track": track, "suffix": "tractogram"}
+            write = partial(_write_moved, source=source, grid=target.maps, backward=backward, sample=sample)
             writer.write(f"{track}-tractogram", derivative(run.entities, extension=".trx", **name), write)
             writer.write_json(
                 f"{track}-tractogram-sidecar",
                 derivative(run.entities, extension=".json", **name),
-                _moved_sidecar(Path(outputs["tractogram"]), template),
+                _moved_sidecar(Path(outputs["tractogram"]), space, self._reference),
             )
             figures = figures_tractogram.static_views(
-                sample.lines, background, run=run.name, desc=f"{template}{track}",
-                title=f"Streamlines in {template} ({track})", n_total=sample.n_seen,
+                sample.lines, target.image, run=run.name, desc=f"{space}{track}",
+                title=f"Streamlines in {space} ({track})", n_total=sample.n_seen,
             )  # fmt: skip
             save_reportlets(writer, job.participant, figures)
+
+
+_TURNED = {"tensor", "sh", "unit3vector"}
+
+
+def can_turn(spec: MapSpec) -> bool:
+    """Whether a map that changes when the head turns can be carried into another space."""
+    return spec.components in _TURNED
+
+
+def turned(
+    spec: MapSpec, image: Image, grid: ImageGrid, forward: Transform, modulation: Modulation
+) -> tuple[Image, dict[str, Any]]:
+    """A map of tensors, directions or harmonics carried onto a grid, and the sidecar's ``Reorientation``."""
+    if spec.components == "sh":
+        field = ShField(image.grid, image.values, order_of(image.values.shape[0]))
+        coeffs = reoriented(field, grid, forward, modulation=modulation).coeffs
+        method = {"Method": "apodised point-spread functions", "Modulation": modulation, "DOI": "10.1002/mrm.23058"}
+        return Image(grid, coeffs), {"Reorientation": method}
+    doi = "10.1109/42.963816"
+    if spec.components == "tensor":
+        components = reoriented(TensorField(image.grid, image.values), grid, forward).components
+        return Image(grid, components), {
+            "Reorientation": {"Method": "preservation of principal directions", "DOI": doi}
+        }
+    return reoriented_axes(image, grid, forward), {
+        "Reorientation": {"Method": "local linear map, normalised", "DOI": doi}
+    }
 
 
 def on_grid(image: Image, grid: ImageGrid) -> Image:
@@ -173,11 +287,12 @@ def _write_moved(path: Path, source: Path, grid: ImageGrid, backward: Transform,
             sample.add(moved)
 
 
-def _moved_sidecar(source: Path, template: str) -> dict[str, Any]:
+def _moved_sidecar(source: Path, space: str, reference: str | None) -> dict[str, Any]:
     """The tractogram's own sidecar, with the space it was carried into."""
     content = json.loads(sidecar_of(source).read_text(encoding="utf-8"))
     return {
         **content,
-        "Description": f"Streamlines carried into {template}; tracked in the scan's own space. Points in RAS+ millimetres",
+        "Description": f"Streamlines carried into {space}; tracked in the scan's own space. Points in RAS+ millimetres",
         "Sources": [sidecar.bids_uri(source, None)],
+        **({"SpatialReference": reference} if reference else {}),
     }

@@ -30,12 +30,17 @@ def fod_glyphs(
     run: str = "",
     section: str = "fod",
     desc: str = "fod",
+    space: str = "",
 ) -> list[Reportlet]:
-    """An axial, a coronal and a sagittal plane of glyphs over a background, through ``at`` (mm) or the mask's centre."""
+    """An axial, a coronal and a sagittal plane of glyphs over a background, through ``at`` (mm) or the mask's centre.
+
+    ``space`` is named in the titles where it is not the scan's own.
+    """
     box = box_of(background, mask, margin=2.0)
     centre = box.centre if at is None else at
     spacing = float(np.mean(field.grid.voxel_sizes))
     scale = amplitude_scale(field, mask)
+    place = f" in {space}" if space else ""
     reportlets = []
     for view in VIEWS:
         picture, position = _glyph_plane(field, background, mask, box, view, centre[view.normal], spacing, scale)
@@ -46,8 +51,8 @@ def fod_glyphs(
         )
         reportlets.append(
             Reportlet(
-                stem(run, f"{desc}{view.name}", "dwimap"), section, f"Fibre orientation distributions, {view.name}", caption,
-                picture, run=run, alt=f"FOD glyphs on a {view.name} plane",
+                stem(run, f"{desc}{view.name}", "dwimap"), section, f"Fibre orientation distributions{place}, {view.name}", caption,
+                picture, run=run, alt=f"FOD glyphs{place} on a {view.name} plane",
             )
         )  # fmt: skip
     return reportlets
