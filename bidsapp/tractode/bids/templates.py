@@ -20,8 +20,6 @@ from tractode.fields import Image
 BUILT_IN = "MNI152NLin2009aSym"
 # Enough for the registration, and what the usual dwi voxel asks for; used where no `:res-` is given and it exists.
 _USUAL_RESOLUTION = 2
-# Words of ``--output-spaces`` that mean the participant's own anatomical image, as other apps spell it.
-ANATOMICAL = ("anat", "T1w", "T2w")
 
 
 @dataclass(frozen=True)
@@ -96,11 +94,6 @@ def parse_space(spec: str) -> SpaceSpec:
     if not re.fullmatch(r"[0-9A-Za-z]+", name) or not (resolution == "native" or resolution.isdecimal()):
         raise _malformed(spec)
     return SpaceSpec(name, None if resolution == "native" else int(resolution), values.get("cohort"))
-
-
-def templates_among(spaces: Sequence[str]) -> tuple[str, ...]:
-    """Those of ``--output-spaces`` that are templates, not the participant's anatomy."""
-    return tuple(space for space in spaces if space not in ANATOMICAL)
 
 
 @cache
