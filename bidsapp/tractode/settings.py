@@ -8,6 +8,7 @@ import json
 import tomllib
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,15 @@ WITHOUT_EFFECT_ON_RESULTS = frozenset(
 )  # fmt: skip
 
 
+#: Words of ``--output-spaces`` that mean the participant's own anatomical image, as other apps spell it.
+ANATOMICAL = ("anat", "T1w", "T2w")
+
+
+def templates_among(spaces: Iterable[str]) -> tuple[str, ...]:
+    """Those of ``--output-spaces`` that are templates, not the participant's anatomy."""
+    return tuple(space for space in spaces if space not in ANATOMICAL)
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a run was asked to do. Labels are without their ``sub-`` and ``ses-`` prefixes; empty tuples mean all or none.
@@ -40,9 +50,12 @@ class Settings:
     memory_gb
         Limit for the whole process tree in GiB; ``None`` lets the limit of the machine or of its control group decide.
     output_spaces
-        Templates with modifiers (``MNI152NLin2009cAsym:res-2``); empty means no template output.
+        Templates with modifiers (``MNI152NLin2009cAsym:res-2``), and ``T1w`` or ``T2w`` for the participant's own image;
+        empty means no output but in the scan's space.
     output_resolution
-        Isotropic voxel size in mm of the template-space maps; ``None`` keeps the template's own.
+        Isotropic voxel size in mm of the maps in these spaces; ``None`` keeps a template's own, and the scan's in anatomy.
+    fod_modulation
+        What a change of volume does to orientation distributions in these spaces; see `tractode.ops.reorient_fod`.
     b0_threshold
         b-value in s/mm² at or below which a volume is a b=0; ``None`` finds them by clustering.
     device
@@ -81,6 +94,7 @@ class Settings:
     plugin_file: Path | None = None
     output_spaces: tuple[str, ...] = ("MNI152NLin2009cAsym",)
     output_resolution: float | None = None
+    fod_modulation: Literal["none", "fod", "jacobian"] = "none"
     stop_on_first_crash: bool = False
     sloppy: bool = False
     dry_run: bool = False

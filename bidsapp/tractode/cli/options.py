@@ -14,6 +14,7 @@ from tractode.cli.words import device, label, memory, one_of, positive, threshol
 LEVELS = {"participant": "participant", "subject": "participant", "group": "group", "dataset": "group"}
 ANAT_MODALITIES = ("T1w", "T2w", "none")
 TRACTOGRAM_FORMATS = ("trx", "tck")
+MODULATIONS = ("none", "fod", "jacobian")
 BVAL_RULES = ("square", "none")
 DEBUG_MODES = ("pdb", "workdir", "all")
 
@@ -138,14 +139,21 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="SPACE[:res-N]",
-        help="templates for maps and tractograms, or 'native' for none (default: MNI152NLin2009cAsym, or the built-in MNI152NLin2009aSym where TemplateFlow has no files)",
+        help="templates for maps, orientations and tractograms, T1w (or anat) for the participant's own image, 'native' for none (default: MNI152NLin2009cAsym, or the built-in MNI152NLin2009aSym where TemplateFlow has no files)",
     )
     add(
         "--output-resolution",
         dest="output_resolution",
         type=positive,
         metavar="MM",
-        help="isotropic voxel size of template-space maps (default: the template's)",
+        help="isotropic voxel size of maps in these spaces (default: the template's; in anatomy the scan's)",
+    )
+    add(
+        "--fod-modulation",
+        dest="fod_modulation",
+        type=one_of("modulation", MODULATIONS),
+        metavar="{none,fod,jacobian}",
+        help="fibre densities in these spaces: kept at a point (default), over a bundle's width (fod) or over volume (jacobian)",
     )
     add(
         "--tractogram-formats",

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from tractode.cli import environment, folders, options
 from tractode.cli.tracking_options import check_tracking
 from tractode.errors import ConfigurationError, MissingInputError, TractodeError, UnknownLevelError, UsageError
-from tractode.settings import Settings, typed
+from tractode.settings import ANATOMICAL, Settings, typed
 
 _EPILOG = "Exit codes: 0 all complete and verified; 1 some participants failed; 16-18 dataset, level, labels; 64 usage; 65/66 input; 69 GPU, template; 71 memory; 73/74 output; 75 locked; 78 configuration. See docs/errors.md."
 _MAX_THREADS = 8
@@ -147,10 +147,31 @@ def _settled(values: dict[str, Any], asked: frozenset[str], notes: list[str]) ->
         values["output_spaces"] = ()
     if "native" in values.get("output_spaces", ()):
         values["output_spaces"] = tuple(space for space in values["output_spaces"] if space != "native")
+    _name_anatomy(values)
     if "trx" not in values.get("tractogram_formats", ("trx",)):
         values["tractogram_formats"] = ("trx", *values["tractogram_formats"])
     _check_conflicts(values, asked, notes)
     return values
+
+
+def _name_anatomy(values: dict[str, Any]) -> None:
+    """``anat`` in ``--output-spaces`` becomes the modality in use; a modality that is not in use is refused."""
+    modality = values.get("anat_modality", "T1w")
+    spaces = values.get("output_spaces", ())
+    if other := [space for space in spaces if space in ANATOMICAL and space not in ("anat", modality)]:
+        raise ConfigurationError(
+            f"--output-spaces {other[0]} and --anat-modality {modality} contradict each other",
+            id="E-CONFIG-SPACE",
+            fix=f"say --anat-modality {other[0]}, or leave {other[0]} out of --output-spaces",
+        )
+    if "anat" in spaces and modality == "none":
+        raise ConfigurationError(
+            "--output-spaces anat and --anat-modality none contradict each other",
+            id="E-CONFIG-SPACE",
+            fix="give one of them",
+        )
+    if spaces:
+        values["output_spaces"] = tuple(dict.fromkeys(modality if space == "anat" else space for space in spaces))
 
 
 def _check_conflicts(values: dict[str, Any], asked: frozenset[str], notes: list[str]) -> None:

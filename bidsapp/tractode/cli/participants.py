@@ -32,7 +32,7 @@ from tractode.errors import (
     TractodeError,
 )
 from tractode.io.atomic import TEMPORARY_PREFIX, write_text
-from tractode.settings import Settings
+from tractode.settings import Settings, templates_among
 from tractode.workflows.outcome import Outcome, outcome
 from tractode.workflows.report import methods, write_report
 
@@ -84,7 +84,7 @@ def _resolved(request: Request) -> tuple[Settings, list[str]]:
     notes = [note] if note else []
     spaces = settings.output_spaces
     try:
-        for space in spaces:
+        for space in templates_among(spaces):
             find_template(space)
     except ResourceUnavailableError:
         if "output_spaces" in request.asked:

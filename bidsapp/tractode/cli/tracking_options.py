@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from tractode.cli.words import at_least_zero, one_of, positive, whole
 from tractode.errors import ConfigurationError, MissingInputError
+from tractode.settings import templates_among
 
 SEEDINGS = ("white-matter", "brain", "grid", "interface", "dynamic")
 TISSUES = ("none", "labels", "template")
@@ -148,7 +149,9 @@ def check_tracking(values: dict[str, Any], asked: frozenset[str], notes: list[st
     if len(values.get("sensitivity", ())) not in (0, 2):
         _conflict("A sensitivity map needs two regions", "E-CONFIG-SENSITIVITY", "name the two ends of one connection")
     regions = [path for name in REGIONS for path in values.get(name, ())]
-    if (regions or values.get("act", "none") != "none") and values.get("output_spaces", ("default",)) == ():
+    if (regions or values.get("act", "none") != "none") and not templates_among(
+        values.get("output_spaces", ("default",))
+    ):
         _conflict(
             "Regions and tissues need a registration and no template is asked for",
             "E-CONFIG-REGIONS",

@@ -21,7 +21,7 @@ from nipype.pipeline import engine as pe
 
 from tractode.bids import names
 from tractode.bids.query import AnatFile, DwiRun, Participant, choose_anat
-from tractode.bids.templates import Template, find_template
+from tractode.bids.templates import BUILT_IN, Template, find_template
 from tractode.bids.tissues import need_tissue_source
 from tractode.contracts import OrientationModel
 from tractode.errors import MissingInputError
@@ -38,7 +38,7 @@ from tractode.interfaces.tractography import Track
 from tractode.interfaces.weights import WeightStreamlines
 from tractode.io.dwi import IngestPolicy
 from tractode.models import MODELS
-from tractode.settings import Settings
+from tractode.settings import Settings, templates_among
 from tractode.tracking import TRACKERS
 from tractode.workflows.tracking import plan_of, region_names
 
@@ -101,7 +101,8 @@ class _Builder:
             omp_nthreads=settings.omp_nthreads,
             sloppy=settings.sloppy,
         )
-        self.templates: list[Template] = [find_template(spec) for spec in settings.output_spaces]
+        self.templates: list[Template] = [find_template(spec) for spec in templates_among(settings.output_spaces)]
+        self.into_anatomy = len(self.templates) < len(settings.output_spaces)
         self.promised: list[dict[str, str]] = []
         self.workflow = pe.Workflow(name=f"sub_{participant.label}_wf", base_dir=str(settings.work_dir))
 
@@ -116,14 +117,15 @@ class _Builder:
         return node
 
     def add_anatomy(self, anat: AnatFile) -> _Anatomy | None:
-        if not self.templates:
+        if not self.templates and not self.into_anatomy:
             return None
         stem = names.stem(anat.entities)
         space = f"{stem}_{anat.modality}"
         prepare = PrepareAnat(anat=anat, space=space, assume_orientation=self.settings.assume_orientation)
         prepared = self._node(prepare, f"{stem}_prepare-{anat.modality}", space, 1.0)
         normalised: dict[str, pe.Node] = {}
-        for template in self.templates:
+        # Where only the anatomy is an output space, the built-in template still gives its brain mask.
+        for template in self.templates or [find_template(BUILT_IN)]:
             first = not normalised
             node = self._node(
                 NormaliseAnat(anat=anat, space=space, template=template, write_mask=first),
@@ -275,17 +277,42 @@ class _Builder:
             self.workflow.connect(source, "outputs", node, field)
 
     def _normalise(self, run: DwiRun, fits: dict[str, pe.Node], tracks: dict[str, pe.Node], links: _Links) -> None:
-        for template in self.templates:
-            node = self._node(
-                NormaliseDwi(
-                    run=run, template=template, models=list(fits), tracks=[TRACKERS[name].label for name in tracks],
-                    resolution=self.settings.output_resolution or 0.0,
-                ),
-                f"{run.name}_normalise-dwi-{template.name}", run.name, 2.0,
+        """Maps, orientations and streamlines in every output space."""
+        targets: list[Template | None] = [*self.templates, *([None] if self.into_anatomy else [])]
+        for template in targets:
+            space = self.settings.anat_modality if template is None else template.name
+            interface = NormaliseDwi(
+                run=run, models=list(fits), tracks=[TRACKERS[name].label for name in tracks],
+                resolution=self.settings.output_resolution or 0.0, modulation=self.settings.fod_modulation,
             )  # fmt: skip
-            self._connect_links(links, template, node)
-            self._gather(run, f"maps-{template.name}", fits.values(), node, "fits")
-            self._gather(run, f"tractograms-{template.name}", tracks.values(), node, "tractograms")
+            node = self._node(interface, f"{run.name}_normalise-dwi-{space}", run.name, 2.5)
+            if template is not None:
+                interface.inputs.template = template
+                self._connect_links(links, template, node)
+            else:
+                self._connect_anatomy(links, run, node)
+            self._gather(run, f"maps-{space}", fits.values(), node, "fits")
+            self._gather(run, f"tractograms-{space}", tracks.values(), node, "tractograms")
+
+    def _connect_anatomy(self, links: _Links, run: DwiRun, node: pe.Node) -> None:
+        """Hand a node the registration of a run to its anatomy, and the anatomy itself."""
+        anatomy, modality = links.anatomy, self.settings.anat_modality
+        if anatomy is None:
+            raise MissingInputError(
+                f"{run.name} has no {modality} image, and --output-spaces asks for outputs in its space",
+                id="E-SPACE-ANAT",
+                path=run.path,
+                needed=f"a {modality} image of the participant",
+                fix=f"add it to the dataset, or leave {modality} out of --output-spaces",
+            )
+        node.inputs.anat_space, node.inputs.anat_modality = anatomy.space, anatomy.anat.modality
+        for source, names_ in (
+            (links.to_anat, ("anat_link", "anat_facts")),
+            (anatomy.prepared, ("prepared_anat",)),
+            (anatomy.first, ("normalised_anat",)),
+        ):
+            for output, name in zip(("outputs", "facts"), names_, strict=False):
+                self.workflow.connect(source, output, node, name)
 
     def _coregister_to_anat(self, run: DwiRun, prepared: pe.Node, anatomy: _Anatomy) -> pe.Node:
         interface = CoregisterToAnat(run=run, anat=anatomy.anat, anat_space=anatomy.space)
