@@ -31,8 +31,8 @@ class Contrast:
 
 
 CONTRASTS = {
-    "T2w": Contrast(grey=540, white=400, csf=1000, echo_time=0.1, repetition_time=3.2),
-    "FLAIR": Contrast(grey=620, white=500, csf=80, echo_time=0.39, repetition_time=5.0, inversion_time=1.8),
+    "T2w": Contrast(grey=540.0, white=400.0, csf=1000.0, echo_time=0.1, repetition_time=3.2),
+    "FLAIR": Contrast(grey=620.0, white=500.0, csf=80.0, echo_time=0.39, repetition_time=5.0, inversion_time=1.8),
 }
 
 

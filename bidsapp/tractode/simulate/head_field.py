@@ -19,13 +19,14 @@ from tractode.simulate.susceptibility import SusceptibilitySettings, field_of_ai
 from tractode.simulate.tissues import Anatomy
 from tractode.simulate.warp import tabulated
 
-# Sphenoid and ethmoid sinuses, frontal sinus, mastoid air cells and ear canals: all at least 3 mm below the brain.
+# Sphenoid sinus, ethmoid cells with the nose, mastoid cells with the ears: larger than they are, since they stand for all air and bone
+# below the brain, and 4 mm away from it. At 3 T, after the shim, 95 % of the brain have less than about 50 Hz.
 SINUSES = SusceptibilitySettings(
     air=(
-        ((0.0, 38.0, -53.0), 17.0),
-        ((0.0, 88.0, -12.0), 12.0),
-        ((52.0, -24.0, -60.0), 15.0),
-        ((-52.0, -24.0, -60.0), 15.0),
+        ((0.0, 36.0, -60.0), 24.0),
+        ((0.0, 74.0, -50.0), 22.0),
+        ((56.0, -24.0, -66.0), 20.0),
+        ((-56.0, -24.0, -66.0), 20.0),
     )
 )
 _MARGIN = 40.0  # mm around the brain in which the field is known
