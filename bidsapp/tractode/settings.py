@@ -76,6 +76,9 @@ class Settings:
         Region masks (paths) in the space of the first of ``output_spaces``.
     sensitivity
         Two such masks, the ends of a connection; empty means no sensitivity map.
+    sdc, ignore, require_sdc
+        What may correct susceptibility distortion; what of the dataset is left aside for it (``fieldmaps``: the ``fmap``
+        folders, ``sdc``: all); whether a run that is not corrected fails.
     apply_gradient_fix
         Name of the fix the gradient check proposed (``flipx``, ``swapxy``, …).
     """
@@ -102,6 +105,9 @@ class Settings:
     md_only_boilerplate: bool = False
     debug: tuple[str, ...] = ()
     anat_modality: Literal["T1w", "T2w", "none"] = "T1w"
+    sdc: Literal["auto", "reversed", "fieldmap", "anatomy", "none"] = "auto"
+    ignore: tuple[str, ...] = ()
+    require_sdc: bool = False
     b0_threshold: float | None = None
     random_seed: int = 0
     device: str = "cpu"

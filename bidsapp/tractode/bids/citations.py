@@ -39,7 +39,7 @@ def boilerplate(facts: Mapping[str, Any]) -> str:
     paragraphs = [
         f"Results were obtained with *tractode* {tractode.__version__}, a BIDS-App {_cite('gorgolewski2016', 'gorgolewski2017')} "
         f"built on PyBIDS {_cite('yarkoni2019')}, Nipype {_cite('gorgolewski2011')} and DIPY {_cite('garyfallidis2014')}.",
-        "Diffusion images were used as acquired: no correction of distortion, motion or eddy currents was made. "
+        f"{_untouched(facts)} "
         "Gradient tables were brought to the scanner frame by the images' own affines and checked against the images: attenuation "
         f"and fibre coherence of the table given were compared with those of its axis flips and swaps {_cite('jeurissen2014')}.",
     ]
@@ -109,6 +109,16 @@ def _inline(text: str) -> str:
     escaped = html.escape(text)
     linked = re.sub(r"&lt;(https://[^\s&]+)&gt;", r'<a href="\1">\1</a>', escaped)
     return re.sub(r"\*([^*]+)\*", r"<em>\1</em>", linked)
+
+
+def _untouched(facts: Mapping[str, Any]) -> str:
+    """What was not corrected."""
+    if any(key in _SDC_KEYS for _, key in facts.get("sentences", ())):
+        return "Apart from susceptibility distortion, no correction of the diffusion images, of motion or eddy currents, was made."
+    return "Diffusion images were used as acquired: no correction of distortion, motion or eddy currents was made."
+
+
+_SDC_KEYS = {"andersson2003", "jezzard1995", "wang2017"}
 
 
 def _model_text(model: Mapping[str, Any]) -> str:

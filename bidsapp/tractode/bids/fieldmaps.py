@@ -140,11 +140,10 @@ class _Plan:
 
     def _chosen(self, found: list[Correction]) -> Correction:
         first = found[0]
-        used = {image.path for image in (*first.scans, *first.maps)}
         for other in found[1:]:
-            for image in (*other.scans, *other.maps):
-                self.uses.setdefault(image.path, f"not used: {_TITLES[first.kind]} is preferred")
-        for path in used:
+            for path in other.paths:
+                self.uses.setdefault(path, f"not used: {_TITLES[first.kind]} is preferred")
+        for path in first.paths:
             self.uses[path] = "used"
         reason = first.reason
         if first.kind == "anatomy" and self.request.sdc == "anatomy":

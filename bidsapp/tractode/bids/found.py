@@ -104,10 +104,20 @@ class Correction:
     link: str = ""
     rows: tuple[tuple[str, str, str], ...] = ()
 
+    def __str__(self) -> str:
+        images = ", ".join(path.name for path in self.paths)
+        said = "; ".join(text for text in (self.reason, self.link) if text)
+        return f"{'not corrected' if self.kind == 'none' else f'corrected by {self.kind}'}: {images}{' ' if images else ''}({said})"
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The images that tell of the field."""
+        return (*(scan.path for scan in self.scans), *(fmap.path for fmap in self.maps))
+
     @property
     def key(self) -> tuple[str, ...]:
         """The same for runs that one estimate of the field serves."""
-        files = [image.path for image in (*self.scans, *self.maps)] or [self.run.path]
+        files = self.paths or (self.run.path,)
         return (self.kind, *map(str, files))
 
 

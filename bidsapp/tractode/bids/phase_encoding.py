@@ -34,10 +34,10 @@ def _readout(metadata: Mapping[str, Any]) -> tuple[float | None, str]:
     stated, estimated = metadata.get("TotalReadoutTime"), metadata.get("EstimatedTotalReadoutTime")
     spacing = metadata.get("EffectiveEchoSpacing") or metadata.get("EstimatedEffectiveEchoSpacing")
     lines = metadata.get("ReconMatrixPE")
-    if _is_time(stated):
+    if stated is not None and _is_time(stated):
         return float(stated), ""
     wrong = "" if stated is None else f"TotalReadoutTime {stated:g} is not in seconds; "
-    if _is_time(estimated):
+    if estimated is not None and _is_time(estimated):
         return float(estimated), f"{wrong}EstimatedTotalReadoutTime {estimated:g} s is used"
     if spacing and isinstance(lines, int | float) and _is_time(spacing * (lines - 1)):
         time = spacing * (lines - 1)

@@ -15,6 +15,9 @@ LEVELS = {"participant": "participant", "subject": "participant", "group": "grou
 ANAT_MODALITIES = ("T1w", "T2w", "none")
 TRACTOGRAM_FORMATS = ("trx", "tck")
 MODULATIONS = ("none", "fod", "jacobian")
+SDC = ("auto", "reversed", "fieldmap", "anatomy", "none")
+IGNORED = ("fieldmaps", "sdc")
+SYN_SDC = ("warn", "error")
 BVAL_RULES = ("square", "none")
 DEBUG_MODES = ("pdb", "workdir", "all")
 
@@ -25,6 +28,7 @@ def add_options(parser: argparse.ArgumentParser, models: tuple[str, ...], tracke
     _add_resources(parser)
     _add_outputs(parser)
     _add_methods(parser, models)
+    _add_distortion(parser)
     add_tracking(_group(parser, "tractography"), trackers)
     _add_permissions(parser)
     _add_other(parser)
@@ -204,6 +208,41 @@ def _add_methods(parser: argparse.ArgumentParser, models: tuple[str, ...]) -> No
         help="the one seed of everything random (default: 0)",
     )
     add("--sloppy", dest="sloppy", action="store_true", help="fast and poor, for testing the installation only")
+
+
+def _add_distortion(parser: argparse.ArgumentParser) -> None:
+    add = _group(parser, "susceptibility distortion")
+    add(
+        "--sdc",
+        dest="sdc",
+        type=one_of("correction", SDC),
+        metavar="{auto,reversed,fieldmap,anatomy,none}",
+        help="correct by opposite phase encodings, a field map or the anatomical image; auto (default) takes the first of these that there is",
+    )
+    add(
+        "--ignore",
+        dest="ignore",
+        nargs="+",
+        action="extend",
+        type=one_of("thing to ignore", IGNORED),
+        metavar="{fieldmaps,sdc}",
+        help="fieldmaps: leave the fmap folders aside; sdc: no correction of distortion, as --sdc none",
+    )
+    add(
+        "--require-sdc",
+        dest="require_sdc",
+        action="store_true",
+        help="a run whose distortion cannot be corrected fails (code 65)",
+    )
+    add(
+        "--use-syn-sdc",
+        dest="use_syn_sdc",
+        nargs="?",
+        const="warn",
+        type=one_of("answer", SYN_SDC),
+        metavar="{warn,error}",
+        help="accepted for other apps' scripts: the anatomical image serves where no field was measured, as by default; 'error' means --require-sdc",
+    )
 
 
 def _add_permissions(parser: argparse.ArgumentParser) -> None:

@@ -101,6 +101,8 @@ def _without_aliases(given: dict[str, Any]) -> dict[str, Any]:
     """Options that are not settings of their own, turned into settings or dropped."""
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     given.pop("notrack", None)
+    if given.pop("use_syn_sdc", "") == "error":
+        given["require_sdc"] = True
     if "bids_filter_file" in given:
         given["bids_filters"] = _read_filters(given.pop("bids_filter_file"))
     if given.pop("no_tracking", False):
@@ -124,7 +126,16 @@ def _settled(values: dict[str, Any], asked: frozenset[str], notes: list[str]) ->
             fix=f"did you mean {near[0]}?" if near else "",
         )
     values["analysis_level"] = options.LEVELS[level]
-    for name in ("participants", "sessions", "models", "tracking", "output_spaces", "tractogram_formats", "debug"):
+    for name in (
+        "participants",
+        "sessions",
+        "models",
+        "tracking",
+        "output_spaces",
+        "tractogram_formats",
+        "debug",
+        "ignore",
+    ):
         if name in values:
             values[name] = tuple(dict.fromkeys(values[name]))
     for name in ("bids_dir", "output_dir", "work_dir"):
@@ -178,6 +189,8 @@ def _check_conflicts(values: dict[str, Any], asked: frozenset[str], notes: list[
     def conflict(found: str, id: str, fix: str = "give one of them") -> NoReturn:
         raise ConfigurationError(found, id=id, fix=fix)
 
+    if values.get("require_sdc") and (values.get("sdc") == "none" or "sdc" in values.get("ignore", ())):
+        conflict("--require-sdc and --sdc none (or --ignore sdc) contradict each other", "E-CONFIG-SDC")
     if values.get("dry_run") and values.get("reports_only"):
         conflict("--dry-run and --reports-only contradict each other", "E-CONFIG-MODE")
     if values.get("accept_gradients") and values.get("apply_gradient_fix"):

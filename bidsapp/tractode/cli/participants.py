@@ -67,6 +67,9 @@ def _discover(settings: Settings) -> Discovery:
         filters=settings.bids_filters,
         anat_modality=settings.anat_modality,
         validate=not settings.skip_bids_validation,
+        sdc="none" if "sdc" in settings.ignore else settings.sdc,
+        ignore_fieldmaps="fieldmaps" in settings.ignore,
+        needs_correction=settings.require_sdc,
     )
 
 

@@ -33,6 +33,7 @@ class RunPlan:
     name: str
     files: tuple[str, ...]
     anat: str | None = None
+    correction: str = ""
     shape: tuple[int, ...] = ()
     voxel_sizes: tuple[float, ...] = ()
     n_b0: int = 0
@@ -129,6 +130,7 @@ def _plan_run(participant: Any, run: Any, settings: Settings) -> RunPlan:
         name=run.name,
         files=tuple(str(path) for path in (run.path, run.bval, run.bvec)),
         anat=str(anat.path) if anat else None,
+        correction=next((str(c) for c in participant.corrections if c.run.name == run.name), ""),
     )
     try:
         return replace(plan, **_read_facts(run, settings))
@@ -200,6 +202,8 @@ def _run_lines(run: RunPlan) -> list[str]:
         *(f"    {path}" for path in run.files),
         f"    anatomy: {run.anat or 'none; registered by its b=0'}",
     ]
+    if run.correction:
+        lines.append(f"    distortion: {run.correction}")
     for problem in run.problems:
         lines.append(f"    cannot be used: {problem}")
     if run.shape:

@@ -16,9 +16,11 @@ from tractode.fields.transform import resample
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets
 from tractode.interfaces.transforms import write_transform_pair
 from tractode.io.nifti import read_image
+from tractode.io.transforms import read_itk
+from tractode.preprocess.distortion import unlikeness
 from tractode.registration.affine import Dof, register_affine
 from tractode.registration.refine import refine
-from tractode.reports import figures_registration
+from tractode.reports import figures_distortion, figures_registration
 
 
 class _Coregister(Step):
@@ -65,7 +67,8 @@ class CoregisterToAnat(_Coregister):
     input_spec: ClassVar[type] = CoregisterToAnatInputSpec
 
     def needs(self) -> list[Path]:
-        scan = [Path(self.inputs.prepared[role]) for role in ("dwiref", "mask")]
+        roles = [role for role in ("dwiref", "mask", "uncorrected") if role in self.inputs.prepared]
+        scan = [Path(self.inputs.prepared[role]) for role in roles]
         return [*scan, Path(self.inputs.prepared_anat["anat"]), Path(self.inputs.normalised_anat["mask"])]
 
     def parameters(self) -> dict[str, Any]:
@@ -75,6 +78,25 @@ class CoregisterToAnat(_Coregister):
         fixed, _ = read_image(Path(self.inputs.prepared_anat["anat"]), self.inputs.anat_space)
         mask, _ = read_image(Path(self.inputs.normalised_anat["mask"]), self.inputs.anat_space)
         self._register(writer, fixed, mask, self.inputs.anat.modality, "rigid")
+        if "uncorrected" in self.inputs.prepared:
+            self._compare(writer, fixed, mask)
+
+    def _compare(self, writer: StepWriter, anatomy: Image, anatomy_mask: Image) -> None:
+        """What the correction of distortion did to the likeness of b=0 and anatomy, each aligned as well as it goes."""
+        run, job, modality = self.inputs.run, self.inputs.job, self.inputs.anat.modality
+        to_scan = writer.output_dir / writer.roles[f"to-{modality}"]
+        pose = read_itk(to_scan, source=anatomy.grid.space, target=f"{run.name}_dwi")
+        assert isinstance(pose, Affine)
+        after, _ = read_image(Path(self.inputs.prepared["dwiref"]), pose.target)
+        before, _ = read_image(Path(self.inputs.prepared["uncorrected"]), pose.target)
+        old_pose = refine(anatomy, before, [pose], fixed_mask=anatomy_mask)
+        old, new = (unlikeness(anatomy, image, way, anatomy_mask) for image, way in ((before, old_pose), (after, pose)))
+        writer.facts["distortion_gain"] = {"before": old, "after": new, "image": modality}
+        figure = figures_distortion.against_anatomy(
+            anatomy, resample(before, anatomy.grid, old_pose), resample(after, anatomy.grid, pose), anatomy_mask,
+            run=run.name, modality=modality, unlikeness=(old, new),
+        )  # fmt: skip
+        save_reportlets(writer, job.participant, [figure])
 
     def _pose(self, fixed: Image, moving: Image, fixed_mask: Image, moving_mask: Image, dof: Dof) -> Affine:
         """From the scanner's own alignment (right if both are of one session) and from mutual information's, refined."""

@@ -17,6 +17,8 @@ from tractode.fields.image import Image, check_same_grid
 from tractode.ops import smooth
 from tractode.ops.unwrap import TURN, unwrap, wrapped
 
+GAMMA = 42.577e6  # Hz/T of the proton
+
 
 def as_radians(image: Image, units: str | None = None) -> Image:
     """A stored phase image in rad: as it is where it says ``rad`` or fits into a turn; else its range is a turn.
@@ -53,9 +55,7 @@ def field_from_phase(difference: Image, magnitude: Image, echo_times: tuple[floa
             id="E-FMAP-ECHOES",
             needed="EchoTime1 and EchoTime2 in seconds, 0.1 to 50 ms apart",
         )
-    bright = magnitude.values[0].to(torch.float32)
-    head = bright > 0.15 * bright.quantile(0.98) if bright.numel() < 2**24 else bright > 0.15 * bright.amax()
-    weight = torch.where(head, bright / bright.amax(), 0.0)
+    weight = _head_weight(magnitude)
     hz = unwrap(wrapped(difference.values[0].to(torch.float32)), weight) / (TURN * apart)
     return Image(difference.grid, filled(hz, weight)[None])
 
@@ -64,6 +64,26 @@ def field_from_two(first: Image, second: Image, magnitude: Image, echo_times: tu
     """Hz, from the phases (rad) of two echoes."""
     check_same_grid(first.grid, second.grid, "The two phases of a field map")
     return field_from_phase(Image(first.grid, wrapped(second.values - first.values)), magnitude, echo_times)
+
+
+def as_hertz(field: Image, magnitude: Image, units: str) -> Image:
+    """A stored field in Hz, in the head; beyond it the field goes on smoothly. Units: Hz, rad/s or T."""
+    check_same_grid(field.grid, magnitude.grid, "A field and its magnitude image")
+    factors = {"hz": 1.0, "rad/s": 1 / TURN, "t": GAMMA, "tesla": GAMMA}
+    factor = factors.get(units.strip().lower())
+    if factor is None:
+        raise InputDataError(
+            f"A field map is in {units!r}", id="E-FMAP-UNITS", needed="Units of Hz, rad/s or T in its JSON file"
+        )
+    weight = _head_weight(magnitude)
+    return Image(field.grid, filled(field.values[0].to(torch.float32) * factor, weight)[None])
+
+
+def _head_weight(magnitude: Image) -> Float[Tensor, "i j k"]:
+    """Brightness (at most 1) where there is signal, 0 elsewhere."""
+    bright = magnitude.values[0].to(torch.float32)
+    head = bright > 0.15 * bright.quantile(0.98) if bright.numel() < 2**24 else bright > 0.15 * bright.amax()
+    return torch.where(head, bright / bright.amax(), 0.0)
 
 
 def filled(values: Float[Tensor, "i j k"], weight: Float[Tensor, "i j k"]) -> Float[Tensor, "i j k"]:

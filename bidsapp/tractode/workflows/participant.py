@@ -4,6 +4,8 @@
 
     prepare_anat ── normalise_anat (one a template) ─────────────────┐
           └──────────────┐                                           │
+    estimate_field (from a reversed pair, a field map or the anatomy, where one can be had)
+          │
     prepare_dwi ── coregister (to anatomy, or to the template) ── normalise_dwi (one a template)
           │              └── carry_regions ──┐                       │
           └── fit (one a model) ── refine ── track (one a method) ───┘
@@ -14,12 +16,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nipype.interfaces.utility import Merge
 from nipype.pipeline import engine as pe
 
 from tractode.bids import names
+from tractode.bids.found import Correction
 from tractode.bids.query import AnatFile, DwiRun, Participant, choose_anat
 from tractode.bids.templates import BUILT_IN, Template, find_template
 from tractode.bids.tissues import need_tissue_source
@@ -27,6 +30,7 @@ from tractode.contracts import OrientationModel
 from tractode.errors import MissingInputError
 from tractode.interfaces.anatomy import NormaliseAnat, PrepareAnat
 from tractode.interfaces.coregistration import CoregisterToAnat, CoregisterToTemplate
+from tractode.interfaces.distortion import EstimateField
 from tractode.interfaces.model import FitModel
 from tractode.interfaces.normalisation import NormaliseDwi
 from tractode.interfaces.refinement import RefineOrientations
@@ -104,6 +108,8 @@ class _Builder:
         self.templates: list[Template] = [find_template(spec) for spec in templates_among(settings.output_spaces)]
         self.into_anatomy = len(self.templates) < len(settings.output_spaces)
         self.promised: list[dict[str, str]] = []
+        self.corrections = {correction.run.name: correction for correction in participant.corrections}
+        self.fields: dict[tuple[str, ...], pe.Node] = {}
         self.workflow = pe.Workflow(name=f"sub_{participant.label}_wf", base_dir=str(settings.work_dir))
 
     def _node(self, interface: Step, step: str, run: str, memory_gb: float) -> pe.Node:
@@ -144,13 +150,18 @@ class _Builder:
             b0_threshold=settings.b0_threshold,
             will_track=bool(settings.tracking),
         )
+        correction = _possible(self.corrections.get(run.name), anatomy)
+        field = self._field(correction, policy, anatomy)
         prepare = PrepareDwi(
             run=run,
             policy=policy,
             accept_gradients=settings.accept_gradients,
             apply_gradient_fix=settings.apply_gradient_fix or "",
+            correction=correction,
         )
         prepared = self._node(prepare, f"{run.name}_prepare-dwi", run.name, 2.0)
+        if field is not None:
+            self.workflow.connect([(field, prepared, [("outputs", "field"), ("facts", "field_facts")])])
         fits = {name: self._fit(run, name, prepared) for name in settings.models}
         links = self._links(run, prepared, anatomy)
         regions = self._regions(run, prepared, links) if settings.tracking else None
@@ -159,6 +170,22 @@ class _Builder:
         self._weights(run, prepared, fod, tracks)
         self._sensitivity(run, prepared, fits, regions)
         self._normalise(run, fits, tracks, links)
+
+    def _field(self, correction: Correction | None, policy: IngestPolicy, anatomy: _Anatomy | None) -> pe.Node | None:
+        """The node that finds the field of a run, one for all runs that the same images serve."""
+        if correction is None or correction.kind == "none":
+            return None
+        if correction.key not in self.fields:
+            served = [other for other in self.corrections.values() if other.key == correction.key]
+            interface = EstimateField(corrections=served, policy=policy, is_required=self.settings.require_sdc)
+            step = f"{correction.run.name}_estimate-field-{correction.kind}"
+            node = self._node(interface, step, correction.run.name, 2.0)
+            if correction.kind == "anatomy" and anatomy is not None:
+                node.inputs.anat, node.inputs.anat_space = anatomy.anat, anatomy.space
+                self.workflow.connect(anatomy.prepared, "outputs", node, "prepared_anat")
+                self.workflow.connect(anatomy.first, "outputs", node, "normalised_anat")
+            self.fields[correction.key] = node
+        return self.fields[correction.key]
 
     def _fit(self, run: DwiRun, name: str, prepared: pe.Node) -> pe.Node:
         node = self._node(FitModel(run=run, model=name), f"{run.name}_fit-{name}", run.name, 2.0)
@@ -332,6 +359,14 @@ class _Builder:
         for index, node in enumerate(nodes, start=1):
             self.workflow.connect(node, "outputs", merge, f"in{index}")
         self.workflow.connect(merge, "out", target, field)
+
+
+def _possible(correction: Correction | None, anatomy: _Anatomy | None) -> Correction | None:
+    """The correction, or none where it needs the anatomy and that is not registered."""
+    if correction is None or correction.kind != "anatomy" or anatomy is not None:
+        return correction
+    reason = "only the anatomical image could serve, and it is not registered without a template in --output-spaces"
+    return replace(correction, kind="none", reason=reason)
 
 
 def _node_name(step: str) -> str:

@@ -109,6 +109,8 @@ def _run(
     if "gradients" in known:
         shown["gradient check"] = known["gradients"]["verdict"]
         shown["table used"] = known.get("gradients_used", "none")
+    if "distortion_correction" in known:
+        shown["distortion corrected by"] = known["distortion_correction"]
     if "n_streamlines" in known:
         shown["streamlines"] = f"{known['n_streamlines']:,} of {known['n_asked']:,}"
     if "skipped" in known:
