@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 from scipy.spatial.transform import Rotation
 
 from tractode.fields.transform import Transform
@@ -80,7 +81,7 @@ def read_itk_linear(path: Path, source: str, target: str) -> Transform:
     """
     try:
         found = _from_matlab(path) if path.suffix == ".mat" else _from_text(path.read_text(encoding="ascii"))
-    except (OSError, ValueError, TypeError, IndexError, KeyError) as error:
+    except (OSError, ValueError, TypeError, IndexError, KeyError, NotImplementedError, MatReadError) as error:
         raise unreadable(path, error) from error
     return chain_of([from_lps(matrix) for matrix in reversed(found)], source, target)
 
