@@ -65,7 +65,8 @@ def are_opposite(first: str, second: str) -> bool:
 
 
 def signed(images: Sequence[Labelled]) -> list[Encoding]:
-    """The encodings with every unknown sign assumed: opposite to the first's where the labels differ, or for a field map.
+    """The encodings with every unknown sign assumed: opposite to the first known one where the labels differ,
+    or, without labels, between a run and a field map.
 
     Which of two opposite signs is the positive one does not matter to a pair: the field changes its sign, the shifts do not.
     Unknown readout times are taken to be those of the images that have one.
@@ -80,10 +81,8 @@ def signed(images: Sequence[Labelled]) -> list[Encoding]:
             said = f"readout time taken to be {time or NOMINAL_READOUT:g} s" + ("" if time else "; Hz are nominal")
             encoding = replace(encoding, readout=time or NOMINAL_READOUT, notes=(*encoding.notes, said))
         if not encoding.sign:
-            differs = image is not known and (
-                (image.label and known.label and image.label != known.label)
-                or (image.is_fieldmap and not known.is_fieldmap)
-            )
+            labels = (image.label, known.label)
+            differs = labels[0] != labels[1] if all(labels) else image.is_fieldmap != known.is_fieldmap
             encoding = replace(encoding, sign=-reference if differs else reference)
         found.append(encoding)
     return found
