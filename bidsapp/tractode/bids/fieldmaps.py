@@ -130,7 +130,9 @@ class _Plan:
         if sdc in ("auto", "fieldmap"):
             found += self._maps(encoding, [fmap for fmap in matched if fmap.suffix != "epi"])
         if sdc in ("auto", "anatomy") and self.request.has_anat(run.session):
-            found.append(Correction(run, "anatomy", "no field was measured that serves this run", encoding))
+            # Its sign and readout time only scale the field: what moves is found in the image itself.
+            (scaled,) = signed([Labelled(encoding, "")])
+            found.append(Correction(run, "anatomy", "no field was measured that serves this run", scaled))
         self._check_same_way(matched, found)
         if not found:
             wanted = {"auto": "there is no reversed pair, no field map and no anatomical image for it"}

@@ -151,15 +151,21 @@ def judge_map(
         tried[turn] = (pose, unlikeness(image, magnitude, pose, mask))
     best = 1 if sign_is_known or tried[1][1] <= tried[-1][1] else -1
     (pose, after), before, turned = tried[best], tried[0][1], tried[-best][1]
-    helped = after < before and after < turned
-    reason = "corrected, the scan agrees better with the field map's magnitude image"
-    if not helped and turned < before:
-        reason = "the field map helps only with the opposite phase encoding: the sidecar's sign, or the map's, is wrong"
-    elif not helped:
-        reason = "corrected, the scan agrees no better with the field map's magnitude image"
+    helped, reason = map_helped(before, after, turned)
     measure = "difference of neighbourhood descriptors from the field map's magnitude image"
     judgement = Judgement(helped, measure, before, after, turned, scan.sign * best, reason)
     return MappedCorrection(pose, judgement)
+
+
+def map_helped(before: float, after: float, turned: float) -> tuple[bool, str]:
+    """Whether a field map makes a scan agree better with an undistorted image, and the verdict in words."""
+    if after < before and after < turned:
+        return True, "corrected, the scan agrees better with the field map's magnitude image"
+    if turned < before:
+        return False, (
+            "the field map helps only with the opposite phase encoding: the sign that the sidecar states, or that of the map, is wrong"
+        )
+    return False, "corrected, the scan agrees no better with the field map's magnitude image"
 
 
 def judge_anatomy(
