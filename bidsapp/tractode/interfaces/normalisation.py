@@ -151,6 +151,10 @@ class NormaliseDwi(Step):
         backward = Chain(tuple(link.backward() for link in reversed(links)))
         maps = self._write_maps(writer, target, forward)
         self._write_tractograms(writer, target, backward)
+        kinds = {spec.components for _, _, spec in self._maps()}
+        cited = next((_CITED[kind] for kind in ("sh", "tensor") if kind in kinds), None)
+        if cited is not None:
+            writer.facts.update(sentence=cited[0], citation=cited[1])
         if "tensor-fa" in maps:
             image, mask = on_grid(target.image, target.maps), on_grid(target.mask, target.maps)
             figure = figures_registration.flicker(
@@ -246,6 +250,14 @@ class NormaliseDwi(Step):
 
 
 _TURNED = {"tensor", "sh", "unit3vector"}
+_CITED = {
+    "sh": (
+        "Carried into other spaces, orientation distributions were reoriented with apodised point-spread functions and tensors "
+        "by preservation of principal directions",
+        "raffelt2012",
+    ),
+    "tensor": ("Carried into other spaces, tensors were reoriented by preservation of principal directions", "alexander2001"),
+}
 
 
 def can_turn(spec: MapSpec) -> bool:
