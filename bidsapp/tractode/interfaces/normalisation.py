@@ -256,7 +256,10 @@ _CITED = {
         "by preservation of principal directions",
         "raffelt2012",
     ),
-    "tensor": ("Carried into other spaces, tensors were reoriented by preservation of principal directions", "alexander2001"),
+    "tensor": (
+        "Carried into other spaces, tensors were reoriented by preservation of principal directions",
+        "alexander2001",
+    ),
 }
 
 
