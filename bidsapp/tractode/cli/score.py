@@ -1,7 +1,7 @@
 """``tractode-score``: derivatives of simulated data against their truth, or two tractograms with each other, as JSON.
 
-tractode-score {tractogram,dti,warp,all} OUTPUT TRUTH    scores of each participant and their means
-tractode-score compare FIRST SECOND                      agreement of two tractograms, or of two folders of bundles
+tractode-score {tractogram,dti,warp,pose,sessions,field,all} OUTPUT TRUTH    scores of each participant and their means
+tractode-score compare FIRST SECOND    agreement of two tractograms, or of two folders of bundles
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tractode.cli.small_command import Parser, exit_code_of
 from tractode.errors import MissingInputError, UsageError
 
 COMPARE = "compare"
+KINDS = ("tractogram", "dti", "warp", "pose", "sessions", "field")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("kind", choices=("tractogram", "dti", "warp", "all", COMPARE), help="what to score")
+    add("kind", choices=(*KINDS, "all", COMPARE), help="what to score")
     add(
         "first",
         metavar="OUTPUT",

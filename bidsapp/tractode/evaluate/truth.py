@@ -1,4 +1,4 @@
-"""Maps, directions and warps against the truth they were simulated from."""
+"""Maps, directions, transforms and fields against the truth they were simulated from."""
 
 from __future__ import annotations
 
@@ -62,6 +62,52 @@ def warp_error(estimate: Transform, truth_inverse: Transform, points: Float[Tens
         "mean_before": _mean(before),
         "n": len(points),
     }
+
+
+def map_error(estimate: Transform, truth: Transform, points: Float[Tensor, "p 3"]) -> Scores:
+    """Distance (mm) between where two transforms carry the same points, and how far the true one carries them."""
+    if truth.source != estimate.source or truth.target != estimate.target:
+        raise SpaceMismatchError(
+            f"The truth goes {truth.source!r} → {truth.target!r} and the estimate {estimate.source!r} → {estimate.target!r}."
+        )
+    there = truth.map(points.double())
+    error = (estimate.map(points.double()) - there).norm(dim=-1)
+    before = (there - points).norm(dim=-1)
+    return {
+        "mean": _mean(error),
+        "median": float(error.median()),
+        "p95": float(error.quantile(0.95)),
+        "max": float(error.max()),
+        "mean_before": _mean(before),
+        "n": len(points),
+    }
+
+
+def field_error(estimate: Float[Tensor, "i j k"], truth: Float[Tensor, "i j k"], mask: Bool[Tensor, "i j k"]) -> Scores:
+    """Absolute difference (Hz) of two fields over a mask: median and 95th percentile.
+
+    ``bias`` is the median difference. A pair of opposite encodings leaves it open (it is a shift of both), so the same numbers
+    without it follow. ``rms_before`` is the field itself: the error of assuming none.
+    """
+    wanted = truth.double()[mask]
+    off = estimate.double()[mask] - wanted
+    bias = off.median()
+    left = (off - bias).abs()
+    return {
+        "median": float(off.abs().median()),
+        "p95": float(_quantile(off.abs(), 0.95)),
+        "bias": float(bias),
+        "median_without_bias": float(left.median()),
+        "p95_without_bias": float(_quantile(left, 0.95)),
+        "rms": float(off.square().mean().sqrt()),
+        "rms_before": float(wanted.square().mean().sqrt()),
+        "n": len(off),
+    }
+
+
+def _quantile(values: Float[Tensor, " v"], share: float) -> Float[Tensor, ""]:
+    """`torch.quantile` without its limit of 16 million values."""
+    return values.sort().values[min(len(values) - 1, int(share * len(values)))]
 
 
 def _mean(values: Tensor) -> float:

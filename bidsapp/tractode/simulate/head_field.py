@@ -48,22 +48,37 @@ class HeadField:
         return self.scale * without_shim(_of_air(self.warp, points, self.axis, self.air), points, self.coefficients)
 
 
+def head_table(anatomy: Anatomy, warp: Chain) -> Displacement:
+    """A participant's warp tabulated over the head and 40 mm around it, for all scans of a session."""
+    return tabulated(warp, _around(_brain(anatomy, warp, 6), warp.source))
+
+
 def head_field(
-    anatomy: Anatomy, warp: Chain, strength_hz: float | None = None, air: SusceptibilitySettings = SINUSES
+    anatomy: Anatomy,
+    warp: Chain,
+    strength_hz: float | None = None,
+    air: SusceptibilitySettings = SINUSES,
+    table: Displacement | None = None,
 ) -> HeadField:
     """The field of the participant whose T1w space → template is ``warp``; the magnet lies along the scanner's z axis.
 
-    ``strength_hz`` scales it so that 95 % of the brain's voxels are nearer to zero than that many Hz.
+    ``strength_hz`` scales it so that 95 % of the brain's voxels are nearer to zero than that many Hz; ``table`` is the warp
+    tabulated (`head_table`), where it is at hand.
     """
-    brain = (anatomy.tissues.values.sum(0)[::3, ::3, ::3] > 0.5).nonzero().double() * 3
-    points = warp.inverse().map(anatomy.tissues.grid.to_world(brain))
-    table = tabulated(warp, _around(points, warp.source))
+    points = _brain(anatomy, warp, 3)
+    table = table or head_table(anatomy, warp)
     axis = _axis_in_template(warp)
     field = _of_air(table, points, axis, air)
     coefficients = shim(field, points, torch.ones(len(points), dtype=torch.float64))
     left = without_shim(field, points, coefficients).abs().quantile(0.95)
     scale = 1.0 if strength_hz is None else strength_hz / float(left)
     return HeadField(table, axis, coefficients, air, scale)
+
+
+def _brain(anatomy: Anatomy, warp: Chain, every: int) -> Float[Tensor, "p 3"]:
+    """Points of the brain in the participant's T1w space: every so many of the template's voxels."""
+    inside = (anatomy.tissues.values.sum(0)[::every, ::every, ::every] > 0.5).nonzero().double() * every
+    return warp.inverse().map(anatomy.tissues.grid.to_world(inside))
 
 
 def _of_air(

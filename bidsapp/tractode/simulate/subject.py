@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tractode.fields import DWI, Chain, GradientTable, Image, ImageGrid, Streamlines
+from tractode.fields import DWI, Chain, GradientTable, Image, ImageGrid, Streamlines, Transform
 from tractode.simulate import bundles as tubes
 from tractode.simulate import signal
 from tractode.simulate.fibres import FibreField, FibreSettings, fibre_field
@@ -120,10 +120,15 @@ def noisy(
     return values.round().float() if sigma else values.float()
 
 
-def tissues_on(anatomy: Anatomy, grid: ImageGrid, warp: Chain) -> Float[Tensor, "3 i j k"]:
-    """Grey, white and CSF fractions of each voxel (float64)."""
+def tissues_on(
+    anatomy: Anatomy, grid: ImageGrid, warp: Chain, table: Transform | None = None
+) -> Float[Tensor, "3 i j k"]:
+    """Grey, white and CSF fractions of each voxel (float64): means over points at most 1.3 mm apart.
+
+    ``table`` is the warp tabulated, where it is at hand (``warp`` is not used then).
+    """
     per_axis = max(1, math.ceil(max(grid.voxel_sizes) / 1.3))
-    return averaged(anatomy.tissues, grid, tabulated(warp, grid), per_axis).double()
+    return averaged(anatomy.tissues, grid, table or tabulated(warp, grid), per_axis).double()
 
 
 def unweighted(tissues: Float[Tensor, "3 i j k"], settings: SubjectSettings) -> Float[Tensor, "1 i j k"]:

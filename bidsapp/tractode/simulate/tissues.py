@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tractode.fields import Displacement, Image, ImageGrid
+from tractode.fields import Image, ImageGrid, Transform
 from tractode.ops import interpolate
 
 GREY, WHITE, CSF = 0, 1, 2
@@ -35,7 +35,7 @@ def anatomy(t1w: Image, grey: Image, white: Image, mask: Image) -> Anatomy:
     return Anatomy(t1w, Image(t1w.grid, torch.cat([tissue, rest[None]])))
 
 
-def averaged(image: Image, grid: ImageGrid, warp: Displacement, per_axis: int) -> Float[Tensor, "c i j k"]:
+def averaged(image: Image, grid: ImageGrid, warp: Transform, per_axis: int) -> Float[Tensor, "c i j k"]:
     """Mean of a template image over each voxel of a participant's grid, from ``per_axis``³ points in it."""
     positions = (torch.arange(per_axis, dtype=torch.float64) + 0.5) / per_axis - 0.5
     offsets = torch.cartesian_prod(positions, positions, positions).reshape(-1, 3)

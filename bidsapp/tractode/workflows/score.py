@@ -6,21 +6,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tractode.bids.names import parse
-from tractode.errors import InputDataError, MissingInputError, NoMatchError
+from tractode.errors import InputDataError, MissingInputError
 from tractode.evaluate.connections import BundleRegions
 from tractode.evaluate.tractometer import tractometry
-from tractode.evaluate.truth import direction_error, scalar_error, warp_error
-from tractode.fields import Image
-from tractode.io.builtin_template import SPACE, load_builtin
-from tractode.io.nifti import read_image
+from tractode.evaluate.truth import direction_error, scalar_error
 from tractode.io.tractogram import read_tractogram
-from tractode.io.transforms import read_itk
+from tractode.workflows import score_geometry
+from tractode.workflows.score_files import one, stem, stored_image, units
 
 Record = dict[str, Any]
-KINDS = ("dti", "tractogram", "warp")
+KINDS = ("dti", "tractogram", "warp", "pose", "sessions", "field")
+_ALWAYS = (
+    "dti",
+    "tractogram",
+    "warp",
+)  # what every dataset has; the others are left out of ``all`` where there is nothing
 _TRACTOMETER = {
     "valid_rate": "VC",
     "invalid_rate": "IC",
@@ -35,43 +35,35 @@ _TRACTOMETER = {
 
 
 def score(kind: str, output: Path, truth: Path, participants: Sequence[str] = ()) -> Record:
-    """``kind`` is one of `KINDS` or ``all``. Headline numbers are means over participants, each with its ``n``.
+    """``kind`` is one of `KINDS` or ``all``. Headline numbers are means over participants and sessions, each with its ``n``.
 
     Returns ``{"n_participants", headline numbers…, "n": {number: …}, "participants": {label: details}}``.
     """
-    kinds = KINDS if kind == "all" else (kind,)
-    labels = _participants(truth, participants)
+    asked = units(truth, participants)
     found: dict[str, Record] = {}
-    for label in labels:
-        found[label] = {}
-        for one in kinds:
-            found[label].update(_SCORERS[one](output, truth, label))
+    for unit in asked:
+        found[stem(unit)] = _everything(output, truth, unit) if kind == "all" else _SCORERS[kind](output, truth, unit)
     headline, counts = _headline(found)
-    return {"n_participants": len(labels), **headline, "n": counts, "participants": found}
+    n = len({unit.partition("/")[0] for unit in asked})
+    return {"n_participants": n, **headline, "n": counts, "participants": found}
 
 
-def _participants(truth: Path, asked: Sequence[str]) -> list[str]:
-    known = sorted(path.name.removeprefix("sub-") for path in truth.glob("sub-*") if path.is_dir())
-    if not known:
-        raise NoMatchError(
-            "This folder holds no truth",
-            id="E-SCORE-TRUTH",
-            path=truth,
-            needed="derivatives/truth of a dataset made by tractode-simulate",
-        )
-    labels = [label.removeprefix("sub-") for label in asked] or known
-    missing = [label for label in labels if label not in known]
-    if missing:
-        raise NoMatchError(
-            f"No truth for {', '.join(missing)}", id="E-SCORE-LABEL", path=truth, needed=f"some of {', '.join(known)}"
-        )
-    return labels
+def _everything(output: Path, truth: Path, unit: str) -> Record:
+    record: Record = {}
+    for kind in KINDS:
+        try:
+            record.update(_SCORERS[kind](output, truth, unit))
+        except MissingInputError:
+            if kind in _ALWAYS:
+                raise
+    return record
 
 
 def _headline(found: dict[str, Record]) -> tuple[Record, Record]:
     """Means over participants of the numbers that the benchmarks quote, and how many voxels, streamlines, points they rest on."""
     names = {"fa_bias": "fa", "fa_mae": "fa", "v1_error_deg": "v1", **dict.fromkeys(_TRACTOMETER, "tractogram")}
-    names["warp_epe_mm"] = "warp"
+    names |= {"warp_epe_mm": "warp", "pose_error_mm": "pose", "session_error_mm": "session"}
+    names |= {"field_error_median_hz": "field", "field_error_p95_hz": "field"}
     means: Record = {}
     counts: Record = {}
     for name, group in names.items():
@@ -82,20 +74,20 @@ def _headline(found: dict[str, Record]) -> tuple[Record, Record]:
     return means, counts
 
 
-def _dti(output: Path, truth: Path, label: str) -> Record:
-    fa = _image(_one(output, label, "dwimap", ".nii.gz", model="tensor", param="fa"), label)
-    direction = _image(_one(output, label, "dwimap", ".nii.gz", model="tensor", param="direction"), label)
+def _dti(output: Path, truth: Path, unit: str) -> Record:
+    fa = stored_image(one(output, unit, "dwimap", ".nii.gz", model="tensor", param="fa"), unit)
+    direction = stored_image(one(output, unit, "dwimap", ".nii.gz", model="tensor", param="direction"), unit)
     true_fa, true_direction = (
-        _image(_one(truth, label, "dwimap", ".nii.gz", model="tensor", param=param), label)
+        stored_image(one(truth, unit, "dwimap", ".nii.gz", model="tensor", param=param), unit)
         for param in ("fa", "direction")
     )
-    white = _image(_one(truth, label, "probseg", ".nii.gz", label="WM"), label)
-    brain = _image(_one(truth, label, "mask", ".nii.gz", desc="brain", datatype="dwi"), label)
-    single = _image(_one(truth, label, "mask", ".nii.gz", desc="singlefibre"), label)
+    white = stored_image(one(truth, unit, "probseg", ".nii.gz", label="WM"), unit)
+    brain = stored_image(one(truth, unit, "mask", ".nii.gz", desc="brain", datatype="dwi"), unit)
+    single = stored_image(one(truth, unit, "mask", ".nii.gz", desc="singlefibre"), unit)
     for image in (fa, direction):
         if not image.grid.matches(true_fa.grid, 0.05):
             raise InputDataError(
-                f"The maps of sub-{label} are on another grid than the truth ({image.grid.shape}, truth {true_fa.grid.shape})",
+                f"The maps of sub-{stem(unit)} are on another grid than the truth ({image.grid.shape}, truth {true_fa.grid.shape})",
                 id="E-SCORE-GRID",
                 needed="maps on the grid of the raw dwi",
             )
@@ -113,9 +105,9 @@ def _dti(output: Path, truth: Path, label: str) -> Record:
     }
 
 
-def _tractogram(output: Path, truth: Path, label: str) -> Record:
-    streamlines, _ = read_tractogram(_one(output, label, "tractogram", ".trx"), f"sub-{label}_dwi")
-    record = tractometry(streamlines, true_bundles(truth, label)).record()
+def _tractogram(output: Path, truth: Path, unit: str) -> Record:
+    streamlines, _ = read_tractogram(one(output, unit, "tractogram", ".trx"), f"sub-{stem(unit)}_dwi")
+    record = tractometry(streamlines, true_bundles(truth, unit)).record()
     counts = {name: score["n"] for name, score in record["per_bundle"].items()}
     return {
         **{name: record[key] for name, key in _TRACTOMETER.items()},
@@ -128,81 +120,29 @@ def _tractogram(output: Path, truth: Path, label: str) -> Record:
     }
 
 
-def true_bundles(truth: Path, label: str) -> dict[str, BundleRegions]:
-    """Masks, end regions and lengths of a participant's bundles; ``truth`` is derivatives/truth of a simulated dataset."""
+def true_bundles(truth: Path, unit: str) -> dict[str, BundleRegions]:
+    """Masks, end regions and lengths of the bundles of a participant (or session, ``01/ses-02``); ``truth`` is derivatives/truth of a simulated dataset."""
     bundles = {}
-    for path in sorted((truth / f"sub-{label}" / "dwi").glob(f"sub-{label}_tract-*_desc-bundle_mask.nii.gz")):
+    for path in sorted((truth / f"sub-{unit}" / "dwi").glob(f"sub-{stem(unit)}_tract-*_desc-bundle_mask.nii.gz")):
         name = path.name.split("_tract-")[1].split("_")[0]
         mask, start, end = (
-            _image(path.with_name(path.name.replace("desc-bundle", f"desc-{desc}")), label)
+            stored_image(path.with_name(path.name.replace("desc-bundle", f"desc-{desc}")), unit)
             for desc in ("bundle", "start", "end")
         )
-        lines, _ = read_tractogram(path.with_name(f"sub-{label}_tract-{name}_tractogram.trx"), mask.grid.space)
+        lines, _ = read_tractogram(path.with_name(f"sub-{stem(unit)}_tract-{name}_tractogram.trx"), mask.grid.space)
         lengths = lines.lengths()
         span = (float(lengths.min()), float(lengths.max())) if len(lines) else None
         bundles[name] = BundleRegions(mask.grid, mask.mask, start.mask, end.mask, span)
     if not bundles:
-        raise MissingInputError(f"The truth of sub-{label} has no bundles", id="E-SCORE-BUNDLES", path=truth)
+        raise MissingInputError(f"The truth of sub-{stem(unit)} has no bundles", id="E-SCORE-BUNDLES", path=truth)
     return bundles
 
 
-def _warp(output: Path, truth: Path, label: str) -> Record:
-    # The file named from-A_to-B resamples images of A on B: it maps points of B to points of A.
-    back = _one(output, label, "xfm", ".h5", from_=SPACE, to="T1w", optional=True)
-    # Without a T1w the dwi was registered itself; the simulator gives both the same scanner space.
-    back = back or _one(output, label, "xfm", ".h5", from_=SPACE, to="dwi")
-    estimate = read_itk(back, source="scanner", target=SPACE)
-    true_inverse = read_itk(_one(truth, label, "xfm", ".h5", from_="T1w", to=SPACE), source=SPACE, target="scanner")
-    mask = load_builtin("mask", 4.0)
-    points = mask.grid.centres(torch.float64)[mask.mask]
-    errors = warp_error(estimate, true_inverse, points)
-    return {"warp_epe_mm": errors["mean"], "warp": {"where": f"brain of {SPACE}", "file": back.name, **errors}}
-
-
-_SCORERS: dict[str, Callable[[Path, Path, str], Record]] = {"dti": _dti, "tractogram": _tractogram, "warp": _warp}
-
-
-def _image(path: Path, label: str) -> Image:
-    return read_image(path, f"sub-{label}_dwi")[0]
-
-
-def _one(
-    folder: Path,
-    participant: str,
-    suffix: str,
-    extension: str,
-    *,
-    optional: bool = False,
-    datatype: str = "*",
-    **entities: str,
-) -> Any:
-    """The one file with these entities that is in the participant's own space and belongs to no single bundle."""
-    wanted = {key.removesuffix("_"): value for key, value in entities.items()}
-    found = []
-    for path in sorted((folder / f"sub-{participant}").glob(f"**/{datatype}/*_{suffix}{extension}")):
-        parsed = parse(path)
-        if parsed is None or parsed[1:] != (suffix, extension):
-            continue
-        has = parsed[0]
-        if all(has.get(key) == value for key, value in wanted.items()) and not {"space", "tract"} & (
-            set(has) - set(wanted)
-        ):
-            found.append(path)
-    what = " ".join([*(f"{key}-{value}" for key, value in wanted.items()), suffix + extension])
-    if not found and optional:
-        return None
-    if not found:
-        raise MissingInputError(
-            f"No {what} for sub-{participant}",
-            id="E-SCORE-MISSING",
-            path=folder,
-            needed="the outputs of tractode for this participant, and the truth of tractode-simulate",
-        )
-    if len(found) > 1:
-        raise InputDataError(
-            f"Several {what} for sub-{participant}: {', '.join(path.name for path in found)}",
-            id="E-SCORE-SEVERAL",
-            path=folder,
-            needed="one run a participant",
-        )
-    return found[0]
+_SCORERS: dict[str, Callable[[Path, Path, str], Record]] = {
+    "dti": _dti,
+    "tractogram": _tractogram,
+    "warp": score_geometry.warp,
+    "pose": score_geometry.pose,
+    "sessions": score_geometry.sessions,
+    "field": score_geometry.field,
+}

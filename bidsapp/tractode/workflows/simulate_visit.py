@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import nibabel
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tractode.errors import UsageError
-from tractode.fields import DWI, Affine, Chain, GradientTable, Image, ImageGrid, Streamlines
+from tractode.fields import DWI, Affine, Chain, Displacement, GradientTable, Image, ImageGrid, Streamlines
 from tractode.io.gradients import parse_gradients, to_table
 from tractode.simulate import seeds
 from tractode.simulate import subject as head
@@ -21,7 +22,7 @@ from tractode.simulate.echo_planar import Encoding, distorted, field_on
 from tractode.simulate.field_map import GradientEchoes, gradient_echoes
 from tractode.simulate.gradients import multi_shell
 from tractode.simulate.growth import grown
-from tractode.simulate.head_field import HeadField, head_field
+from tractode.simulate.head_field import HeadField, head_field, head_table
 from tractode.simulate.poses import rigid
 from tractode.simulate.tissues import Anatomy
 from tractode.simulate.warp import participant_warp
@@ -139,7 +140,7 @@ class _Scanner:
         true = head.diffusion(self.brain, grid, _table(settings, grid), warp, self.lines, subject)
         seen, made = true.signal, {}
         if settings.distortion is not None:
-            field = head_field(self.brain, self.warp, settings.distortion.strength_hz)
+            field = head_field(self.brain, self.warp, settings.distortion.strength_hz, table=self.table)
             field_hz = field_on(field, grid, self.poses.get("dwi"))
             seen = distorted(true.signal, field_hz, settings.distortion.encoding)
             made = self._beside(settings.distortion, true, field) | {"field_hz": field_hz}
@@ -187,6 +188,17 @@ class _Scanner:
         margin[self.settings.distortion.encoding.axis] = self.settings.distortion.margin_mm
         return margin[0], margin[1], margin[2]
 
+    @cached_property
+    def table(self) -> Displacement:
+        """The warp tabulated once, for what is scanned besides T1w and dwi."""
+        return head_table(self.brain, self.warp)
+
+    def _tissues(self, scan: str, grid: ImageGrid) -> Float[Tensor, "3 i j k"]:
+        """Tissue fractions in a scan, wherever the head lay in it."""
+        warp = self._moved(scan)
+        pose = self.poses.get(scan)
+        return head.tissues_on(self.brain, grid, warp, self.table if pose is None else Chain((pose, self.table)))
+
     def _moved(self, scan: str) -> Chain:
         """The scan's points → template, and remembers where the head lay in it."""
         movement = self.settings.movement
@@ -200,7 +212,7 @@ class _Scanner:
 
     def _painted(self, suffix: str, size: tuple[float, float, float]) -> Image:
         grid = self._grid(size, self.shared.t1w_axes, 10.0, suffix)
-        tissues = head.tissues_on(self.brain, grid, self._moved(suffix))
+        tissues = self._tissues(suffix, grid)
         noise, bias = self._stream(f"{suffix} noise"), self._stream(f"{suffix} bias")
         return painted(tissues, grid, CONTRASTS[suffix], self.settings.subject.t1w_snr, noise, bias)
 
@@ -211,7 +223,7 @@ class _Scanner:
         if wanted.field_map != "none":
             axes = oriented(self.settings.orientation, 0.0)
             grid = self._grid((wanted.echoes.voxel_mm,) * 3, axes, 10.0, "fmap")
-            tissues = head.tissues_on(self.brain, grid, self._moved("fmap"))
+            tissues = self._tissues("fmap", grid)
             on = field_on(field, grid, self.poses.get("fmap"))
             settings = wanted.echoes if self.settings.subject.snr is not None else replace(wanted.echoes, snr=None)
             streams = self._stream("fmap noise"), self._stream("coil phase")
@@ -221,13 +233,15 @@ class _Scanner:
     def _reversed(self, wanted: DistortionSettings, true: head.Diffusion, field: HeadField) -> Reversed:
         """The head as it lay in that scan, on the grid of the dwi, encoded the other way."""
         subject, whole = self.settings.subject, wanted.reverse == "dwi"
-        grid, warp = true.grid.renamed(f"{self.run}_epi"), self._moved("epi")
-        pose = self.poses.get("epi")
+        grid = true.grid.renamed(f"{self.run}_epi")
         if whole:
-            again = true if pose is None else head.diffusion(self.brain, grid, true.gtab, warp, self.lines, subject)
-            clean, gtab = again.signal, true.gtab
+            warp = self._moved("epi")
+            again = "epi" in self.poses
+            true = head.diffusion(self.brain, grid, true.gtab, warp, self.lines, subject) if again else true
+            clean, gtab = true.signal, true.gtab
         else:
-            clean, gtab = head.unweighted(head.tissues_on(self.brain, grid, warp), subject), None
+            clean, gtab = head.unweighted(self._tissues("epi", grid), subject), None
+        pose = self.poses.get("epi")
         on, encoding = field_on(field, grid, pose), wanted.encoding.reversed()
         seen = distorted(clean, on, encoding)
         seen = seen if whole else seen.repeat(wanted.n_epi, 1, 1, 1)
