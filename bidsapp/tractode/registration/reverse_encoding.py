@@ -16,10 +16,9 @@ encoding is then taken to be (their axes may differ by a few degrees).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,8 +27,8 @@ from tractode.errors import InputDataError
 from tractode.fields.image import Image, ImageGrid
 from tractode.fields.transform import Affine
 from tractode.ops import affine as aff
-from tractode.ops import epi, finite_difference, interpolate, smooth, spline
-from tractode.ops.lbfgs import LbfgsSettings, minimise
+from tractode.ops import epi, finite_difference, interpolate, smooth
+from tractode.registration.field_basis import FieldBasis, least
 from tractode.registration.halfway import step
 
 Progress = Callable[[int, int, float], None]
@@ -128,14 +127,14 @@ def estimate_field(
     reference = scans[0].image.grid
     poses = torch.zeros(len(scans) - 1, 6, dtype=torch.float64)
     nodes: Float[Tensor, "a b c"] | None = None
-    basis: _Basis | None = None
+    basis: FieldBasis | None = None
     problem = _Problem.of(scans, poses, settings.levels[0], settings)
     before = problem.difference(torch.zeros(problem.scans[0].image.grid.shape))
     for number, level in enumerate(settings.levels):
         is_last = number == len(settings.levels) - 1
         for turn in range(1 if is_last else settings.turns):
             problem = _Problem.of(scans, poses, level, settings)
-            finer = _Basis.of(problem.grid, level.nodes)
+            finer = FieldBasis.of(problem.grid, level.nodes)
             start = finer.zeros() if nodes is None or basis is None else nodes if turn else finer.fitted(basis, nodes)
             nodes, basis = problem.solve(finer, start, level.iterations, number, progress), finer
             if not is_last:
@@ -169,49 +168,6 @@ def undistort(scan: EncodedScan, field: Image, motion: Affine | None = None, *, 
 
 
 @dataclass(frozen=True, eq=False)
-class _Basis:
-    """Cubic B-splines on nodes over a grid: a field is the product of three small matrices and the nodes' values."""
-
-    origin: ImageGrid
-    spacing: float
-    matrices: tuple[Float[Tensor, "_ _"], ...]
-
-    @classmethod
-    def of(cls, grid: ImageGrid, spacing: float) -> _Basis:
-        sizes = zip(grid.shape, grid.voxel_sizes, strict=True)
-        return cls(
-            grid,
-            spacing,
-            tuple(spline.cubic_basis(torch.arange(n) * size, (n - 1) * size, spacing) for n, size in sizes),
-        )
-
-    def on(self, grid: ImageGrid) -> _Basis:
-        """The same splines at the centres of another grid of the same axes and first voxel."""
-        spans = [(n - 1) * size for n, size in zip(self.origin.shape, self.origin.voxel_sizes, strict=True)]
-        each = zip(grid.shape, grid.voxel_sizes, spans, strict=True)
-        matrices = tuple(spline.cubic_basis(torch.arange(n) * size, span, self.spacing) for n, size, span in each)
-        return _Basis(self.origin, self.spacing, matrices)
-
-    def zeros(self) -> Float[Tensor, "a b c"]:
-        return torch.zeros([matrix.shape[1] for matrix in self.matrices])
-
-    def field(self, nodes: Float[Tensor, "a b c"]) -> Float[Tensor, "i j k"]:
-        return _along_each(self.matrices, nodes)
-
-    def fitted(self, other: _Basis, nodes: Float[Tensor, "d e f"]) -> Float[Tensor, "a b c"]:
-        """Nodes that give about the same field as those of another basis."""
-        inverses = [torch.linalg.pinv(matrix.double()).float() for matrix in self.matrices]
-        return _along_each(inverses, other.on(self.origin).field(nodes))
-
-
-def _along_each(matrices: Sequence[Float[Tensor, "_ _"]], values: Float[Tensor, "a b c"]) -> Float[Tensor, "i j k"]:
-    """One matrix along each axis, the last first: it is the cheapest while the others are still short."""
-    for axis in (2, 1, 0):
-        values = torch.tensordot(values, matrices[axis], dims=([axis], [1])).movedim(-1, axis)
-    return values
-
-
-@dataclass(frozen=True, eq=False)
 class _Problem:
     """Scans on one grid, of mean 1 in the head, and the cost of a field: mm of the scan in which things move most."""
 
@@ -232,7 +188,7 @@ class _Problem:
         level: Level,
         settings: ReverseEncodingSettings,
     ) -> _Problem:
-        coarse = tuple(_coarse(scan, level.voxel) for scan in scans)
+        coarse = tuple(coarsened(scan, level.voxel) for scan in scans)
         grid = coarse[0].image.grid
         moved = tuple(
             _onto(scan, grid, m) for scan, m in zip(coarse, _matrices(poses, scans[0].image.grid), strict=True)
@@ -242,7 +198,7 @@ class _Problem:
         return cls(moved, weight, settings, max(float(scan.direction.norm()) for scan in scans))
 
     def solve(
-        self, basis: _Basis, start: Float[Tensor, "a b c"], iterations: int, number: int, progress: Progress | None
+        self, basis: FieldBasis, start: Float[Tensor, "a b c"], iterations: int, number: int, progress: Progress | None
     ) -> Float[Tensor, "a b c"]:
         def cost(nodes: Float[Tensor, "a b c"]) -> Float[Tensor, ""]:
             field = basis.field(nodes)
@@ -253,7 +209,7 @@ class _Problem:
             if progress is not None:
                 progress(number, iteration, value)
 
-        return _least(cost, start, 1.0 / start.numel(), iterations, told)
+        return least(cost, start, 1.0 / start.numel(), iterations, told)
 
     def poses(
         self, scans: tuple[EncodedScan, ...], poses: Float[Tensor, "s 6"], field: Float[Tensor, "i j k"]
@@ -262,7 +218,7 @@ class _Problem:
         target = self._corrected(field)[0]
         hz, found = Image(self.grid, (field / self.unit)[None]), []
         for scan, pose in zip(scans[1:], poses, strict=True):
-            coarse = _coarse(scan, max(self.grid.voxel_sizes))
+            coarse = coarsened(scan, max(self.grid.voxel_sizes))
             along = scan.direction / scan.direction.norm()
 
             def cost(
@@ -273,7 +229,7 @@ class _Problem:
                 apart = ((corrected - target).square() * self.weight).sum() / self.weight.sum()
                 return apart + _NO_SHIFT * (pose[:3] @ along).square()
 
-            found.append(_least(cost, pose, 0.1, 15))
+            found.append(least(cost, pose, 0.1, 15))
         return torch.stack(found)
 
     def difference(self, field: Float[Tensor, "i j k"]) -> float:
@@ -298,26 +254,6 @@ class _Problem:
         return (self.settings.least_jacobian - lengths).clamp_min(0).square().mean()
 
 
-def _least(
-    cost: Callable[[Tensor], Float[Tensor, ""]],
-    start: Float[Tensor, "*p"],
-    curvature: float,
-    iterations: int,
-    told: Callable[[int, float], None] | None = None,
-) -> Float[Tensor, "*p"]:
-    """The least cost by L-BFGS; ``curvature`` is a guess at the second derivative of each unknown."""
-
-    def function(vector: np.ndarray) -> tuple[float, np.ndarray]:
-        leaf = torch.from_numpy(vector).to(start).view(start.shape).requires_grad_()
-        value = cost(leaf)
-        (gradient,) = torch.autograd.grad(value, leaf)
-        return float(value.detach()), gradient.double().ravel().numpy()
-
-    vector = start.double().ravel().numpy()
-    found = minimise(function, vector, np.full(len(vector), curvature), LbfgsSettings(most=iterations), told)
-    return torch.from_numpy(found.point).to(start).view(start.shape)
-
-
 def _check_ways(scans: tuple[EncodedScan, ...]) -> None:
     ways = torch.stack([scan.direction for scan in scans])
     if len(scans) < 2 or float((ways - ways[0]).norm(dim=1).max()) < 1e-3 * float(ways.norm(dim=1).max()):
@@ -329,7 +265,7 @@ def _check_ways(scans: tuple[EncodedScan, ...]) -> None:
         )
 
 
-def _coarse(scan: EncodedScan, size: float) -> EncodedScan:
+def coarsened(scan: EncodedScan, size: float) -> EncodedScan:
     """At coarser voxels, of mean 1 in the head."""
     grid = scan.image.grid
     values, affine = smooth.reduce(scan.image.values[:1].to(torch.float32), grid.affine, size)
