@@ -65,7 +65,7 @@ def _write_participant(root: Path, bids_dir: Path, run: dict[str, str]) -> None:
         (TENSOR, "tensor", 6, {}),
         (FOD, "csd", 45, {"sh_order": 8, "response": [[3.0, -1.0, 0.5]]}),
     ):
-        for space in (None, TEMPLATE):
+        for space in (None, TEMPLATE, "T1w"):
             content = sidecar.map_sidecar(spec, model, {"FitMethod": "wls"}, [dwi], bids_dir, space=space, **options)
             name = derivative(run, model=model, param=spec.param, space=space, suffix="dwimap", extension=".nii.gz")
             _image(root, name, volumes, content)
@@ -74,6 +74,8 @@ def _write_participant(root: Path, bids_dir: Path, run: dict[str, str]) -> None:
     )
     for extension in (".trx", ".tck"):
         _file(root, derivative(run, track="sdstream", suffix="tractogram", extension=extension), content)
+    moved = content | {"SpatialReference": "bids::sub-01/anat/sub-01_desc-preproc_T1w.nii.gz"}
+    _file(root, derivative(run, space="T1w", track="sdstream", suffix="tractogram", extension=".trx"), moved)
     _file(root, derivative(run, desc="gradients", suffix="qc", extension=".json"), None)
     for home, source, moving, fixed in (("dwi", run, "dwi", "T1w"), ("anat", anat, "T1w", TEMPLATE)):
         for first, second in ((moving, fixed), (fixed, moving)):

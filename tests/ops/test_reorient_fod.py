@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
@@ -91,3 +96,41 @@ def test_results_do_not_depend_on_the_batch() -> None:
     forward = torch.eye(3) + 0.1 * torch.randn(200, 3, 3, generator=generator)
     together = reorient_fod.reorient(coeffs, forward, ORDER)
     assert torch.equal(together[:128], reorient_fod.reorient(coeffs[:128], forward[:128], ORDER))
+
+
+@pytest.mark.reference
+@pytest.mark.skipif(shutil.which("mrtransform") is None, reason="mrtransform is not installed")
+@pytest.mark.parametrize(
+    ("modulation", "theirs"), [("none", []), ("fod", ["-modulate", "fod"]), ("jacobian", ["-modulate", "jac"])]
+)
+def test_mrtransform_turns_alike(modulation: str, theirs: list[str], tmp_path: Path) -> None:
+    """A uniform field under a shear: coefficients within 1 %, which is what another apodisation and set of directions make."""
+    nib = pytest.importorskip("nibabel")
+    coeffs = 0.7 * reorient_fod.point_spread(torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64), ORDER)
+    coeffs = coeffs + 0.3 * reorient_fod.point_spread(torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64), ORDER)
+    affine = np.diag([2.0, 2, 2, 1])
+    affine[:3, 3] = -4
+    field = coeffs.expand(5, 5, 5, 45).numpy().astype(np.float32)
+    nib.save(nib.Nifti1Image(field, affine), tmp_path / "in.nii")
+    linear = np.eye(4)
+    linear[:3, :3] = np.linalg.inv(SHEAR.numpy())
+    np.savetxt(tmp_path / "linear.txt", linear)
+    command = [
+        "mrtransform",
+        "-quiet",
+        "-linear",
+        "linear.txt",
+        "-template",
+        "in.nii",
+        "-reorient_fod",
+        "yes",
+        "-interp",
+        "linear",
+    ]
+    subprocess.run([*command, *theirs, "in.nii", "out.nii"], check=True, cwd=tmp_path)
+    found = torch.from_numpy(nib.load(tmp_path / "out.nii").get_fdata()[2, 2, 2])
+    ours = reorient_fod.reorient(coeffs[None], SHEAR[None], ORDER, modulation)[0]  # type: ignore[arg-type]
+    assert float((ours - found).norm() / found.norm()) < 0.01
+    top = SHEAR @ torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64)
+    top = top / top.norm()
+    assert float(torch.rad2deg(sphere.angle(peak_of(ours, top), peak_of(found, top)))) < 0.1
