@@ -5,7 +5,7 @@ doi:10.1109/42.836368: cubic splines, displacement along the phase encoding only
 
 Where no scan of another encoding and no field map exists, the anatomy says where things really are. Its contrast is another, so
 the corrected scan (with its intensity modulated) is not compared with it but explained by it, window by window
-(`local_regression`): a line on the anatomy's intensity, its square, and the brain mask. Departures: that measure; the field
+(`local_regression`): a line on the intensity of the anatomy's brain, cut out, and its square. Departures: that measure; the field
 pays for not being harmonic in the brain, since what disturbs it (air, bone) is outside, and so is the shim, and Laplace's
 equation leaves few fields to choose from; the barrier against folding is that of `reverse_encoding`; field and pose in turns.
 
@@ -56,7 +56,7 @@ class AnatomyFieldSettings:
 
     levels: tuple[Level, ...] = (Level(7.5, 20.0, 20), Level(5.0, 14.0, 25))
     width: float = 15.0
-    harmonic: float = 10.0
+    harmonic: float = 30.0
     smoothness: float = 0.02
     barrier: float = 10.0
     least_jacobian: float = 0.25
@@ -250,6 +250,6 @@ def _seen(anatomy: Image, grid: ImageGrid, to_anatomy: Float[Tensor, "4 4"]) -> 
 
 
 def _explained_by(seen: Float[Tensor, "3 i j k"], grid: ImageGrid, width: float) -> LocalRegression:
-    intensity, brain, weight = seen
+    intensity, _, weight = seen
     cell = max(1, round(width / 3 / min(grid.voxel_sizes)))
-    return LocalRegression.of(torch.stack([intensity, intensity.square(), brain]), weight, cell)
+    return LocalRegression.of(torch.stack([intensity, intensity.square()]), weight, cell)
