@@ -28,6 +28,7 @@ from tractode.preprocess.distortion import Judgement
 from tractode.preprocess.field_map import as_hertz, as_radians, field_from_phase, field_from_two
 from tractode.preprocess.mask import brain_mask
 from tractode.registration.affine import register_affine
+from tractode.registration.anatomy_field import estimate_field_from_anatomy
 from tractode.registration.refine import refine
 from tractode.registration.reverse_encoding import EncodedScan, estimate_field, undistort
 from tractode.reports import figures_distortion
@@ -55,7 +56,7 @@ class EstimateFieldInputSpec(StepInputSpec):
     corrections = traits.List(traits.Any, mandatory=True, desc="a Correction for each run that this field serves")
     policy = traits.Any(mandatory=True, desc="an IngestPolicy")
     is_required = traits.Bool(False, usedefault=True, desc="whether a run that is not corrected is an error")
-    anat = traits.Any(desc="an AnatFile, where the anatomy is used")
+    anat = traits.Any(None, usedefault=True, desc="an AnatFile, where the anatomy is used")
     anat_space = traits.Str("", usedefault=True)
     prepared_anat = traits.Dict(desc="outputs of PrepareAnat")
     normalised_anat = traits.Dict(desc="outputs of NormaliseAnat: the brain mask")
@@ -245,8 +246,6 @@ class EstimateField(Step):
     # --- the anatomy --------------------------------------------------------------------------------------------
 
     def _from_anatomy(self) -> _Field:
-        from tractode.registration.anatomy_field import estimate_field_from_anatomy
-
         correction = self._first
         scan = self._run_scan(correction)
         mask = brain_mask(scan.image)

@@ -28,6 +28,7 @@ from tractode.registration.reverse_encoding import EncodedScan, FieldEstimate, u
 MOST_LEFT = 0.97  # share of the difference that a correction of a pair may leave and still count as one
 _POSE = RefineSettings(rounds=(5.0, 4.0, 4.0))
 _FARTHEST = 15.0  # mm; a field map of the same session that seems to lie farther off was not found
+_BRIGHTEST = 4.0  # where a field stretches more, there is hardly signal to make brighter
 _TILE = 16  # volumes
 
 
@@ -68,7 +69,7 @@ def put_right(
 ) -> Float[Tensor, "n i j k"]:
     """Every volume where things really are, on the scan's own grid; never negative."""
     shift = epi.shift_vox(hz, sign, readout)
-    brightness = (1 + epi.slope(shift, axis)).clamp_min(0)
+    brightness = (1 + epi.slope(shift, axis)).clamp(0, _BRIGHTEST)
     parts = [_fetched(part, shift, axis) * brightness for part in signal.split(_TILE)]
     return torch.cat(parts).clamp_min(0)
 
@@ -171,10 +172,13 @@ def map_helped(before: float, after: float, turned: float) -> tuple[bool, str]:
 def judge_anatomy(
     scan: EncodedScan, estimate: FieldEstimate, anatomy: Image, to_anatomy: Affine, mask: Image
 ) -> Judgement:
-    """Of a field found on the anatomical image: does the scan agree better with it, at one and the same pose?"""
-    after_image = corrected(scan, field_on(estimate.field, scan.image.grid))
+    """Of a field found on the anatomical image: does the scan agree better with it, each at its own pose?
+
+    ``to_anatomy`` is the pose of the scan as acquired; that of the corrected one comes with the estimate.
+    """
+    right = corrected(scan, field_on(estimate.field, scan.image.grid))
     before = unlikeness(scan.image, anatomy, to_anatomy, mask)
-    after = unlikeness(after_image, anatomy, to_anatomy, mask)
+    after = unlikeness(right, anatomy, estimate.motions[1], mask)
     helped = after < before
     reason = f"corrected, the scan agrees {'' if helped else 'no '}better with the anatomical image"
     measure = "difference of neighbourhood descriptors from the anatomical image"
