@@ -52,6 +52,9 @@ class Settings:
     output_spaces
         Templates with modifiers (``MNI152NLin2009cAsym:res-2``), and ``T1w`` or ``T2w`` for the participant's own image;
         empty means no output but in the scan's space.
+    subject_anatomical_reference
+        What runs are registered through where there are several sessions: each session's own image, the first one's, or
+        each its own and then a template of all of them.
     output_resolution
         Isotropic voxel size in mm of the maps in these spaces; ``None`` keeps a template's own, and the scan's in anatomy.
     fod_modulation
@@ -105,6 +108,7 @@ class Settings:
     md_only_boilerplate: bool = False
     debug: tuple[str, ...] = ()
     anat_modality: Literal["T1w", "T2w", "none"] = "T1w"
+    subject_anatomical_reference: Literal["sessionwise", "first-lex", "unbiased"] = "sessionwise"
     sdc: Literal["auto", "reversed", "fieldmap", "anatomy", "none"] = "auto"
     ignore: tuple[str, ...] = ()
     require_sdc: bool = False

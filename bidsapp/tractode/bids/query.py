@@ -91,13 +91,16 @@ def find_participants(
     return Discovery(tuple(found), tuple(sorted(ignored, key=lambda file: file.path)), tuple(notes))
 
 
-def choose_anat(participant: Participant, session: str | None) -> AnatFile | None:
+def choose_anat(participant: Participant, session: str | None, reference: str = "sessionwise") -> AnatFile | None:
     """The anatomical image that the runs of a session are registered to; `None` if there is none.
 
-    Images of the same session come first, then those of the earliest session. Among them: intensity-normalised before
-    ``acq-nonorm``, fewest entities, lowest run and echo, then the order of the names.
+    Images of the same session come first (not for the ``first-lex`` reference), then those of the earliest session. Among
+    them: intensity-normalised before ``acq-nonorm``, fewest entities, lowest run and echo, then the order of the names.
     """
-    return min(participant.anats, key=lambda anat: (anat.session != session, *_anat_order(anat)), default=None)
+    own = session if reference != "first-lex" else min((anat.session or "" for anat in participant.anats), default="")
+    return min(
+        participant.anats, key=lambda anat: ((anat.session or "") != (own or ""), *_anat_order(anat)), default=None
+    )
 
 
 def explain_anat(participant: Participant, session: str | None) -> str:

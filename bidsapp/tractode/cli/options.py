@@ -13,6 +13,7 @@ from tractode.cli.words import device, label, memory, one_of, positive, threshol
 
 LEVELS = {"participant": "participant", "subject": "participant", "group": "group", "dataset": "group"}
 ANAT_MODALITIES = ("T1w", "T2w", "none")
+ANATOMICAL_REFERENCES = ("sessionwise", "first-lex", "unbiased")
 TRACTOGRAM_FORMATS = ("trx", "tck")
 MODULATIONS = ("none", "fod", "jacobian")
 SDC = ("auto", "reversed", "fieldmap", "anatomy", "none")
@@ -70,6 +71,19 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         type=one_of("anatomical modality", ANAT_MODALITIES),
         metavar="{T1w,T2w,none}",
         help="anatomical image to register through (default: T1w; data without one are registered by their b=0)",
+    )
+    add(
+        "--subject-anatomical-reference",
+        dest="subject_anatomical_reference",
+        type=one_of("anatomical reference", ANATOMICAL_REFERENCES),
+        metavar="{sessionwise,first-lex,unbiased}",
+        help="with several sessions: each goes through its own image (default) or through the first one's, or each through its own and then a template of all sessions that none is nearer to",
+    )
+    add(
+        "--longitudinal",
+        dest="longitudinal",
+        action="store_true",
+        help="the same as --subject-anatomical-reference unbiased",
     )
     add(
         "--skip-bids-validation",

@@ -101,6 +101,8 @@ def _without_aliases(given: dict[str, Any]) -> dict[str, Any]:
     """Options that are not settings of their own, turned into settings or dropped."""
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     given.pop("notrack", None)
+    if given.pop("longitudinal", False):
+        given.setdefault("subject_anatomical_reference", "unbiased")
     if given.pop("use_syn_sdc", "") == "error":
         given["require_sdc"] = True
     if "bids_filter_file" in given:

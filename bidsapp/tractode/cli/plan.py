@@ -124,7 +124,11 @@ def _plan_run(participant: Any, run: Any, settings: Settings) -> RunPlan:
     from tractode.bids.query import choose_anat
     from tractode.io.problems import parts_of
 
-    anat = choose_anat(participant, run.session) if settings.anat_modality != "none" else None
+    anat = (
+        None
+        if settings.anat_modality == "none"
+        else choose_anat(participant, run.session, settings.subject_anatomical_reference)
+    )
     plan = RunPlan(
         participant=participant.label,
         name=run.name,

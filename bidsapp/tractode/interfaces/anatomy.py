@@ -1,7 +1,8 @@
-"""Anatomy: read a T1w or T2w image, and register it to a template."""
+"""Anatomy: read a T1w or T2w image, and register it to a template, alone or through the person's own template."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,16 +12,19 @@ from nipype.interfaces.base import traits
 from tractode.bids import sidecar
 from tractode.bids.manifest import StepWriter
 from tractode.bids.names import stem
-from tractode.bids.templates import load_template
+from tractode.bids.templates import TemplateImages, load_template
 from tractode.evaluate.folding import certificate
 from tractode.evaluate.registration_quality import assess
-from tractode.fields import Image
-from tractode.fields.transform import resample
+from tractode.fields import Image, Transform
+from tractode.fields.transform import Chain, resample
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
 from tractode.interfaces.transforms import write_transform_pair
 from tractode.io.nifti import read_image, read_volume
+from tractode.io.transforms import read_x5
 from tractode.registration.optimise import COARSE, SLOPPY, register
 from tractode.reports import figures_registration, figures_slices
+
+UNBIASED = "unbiased"  # the label of a person's own template in file names
 
 
 class PrepareAnatInputSpec(StepInputSpec):
@@ -63,10 +67,8 @@ class NormaliseAnatInputSpec(StepInputSpec):
     write_mask = traits.Bool(True, usedefault=True, desc="whether this template defines the brain mask")
 
 
-class NormaliseAnat(Step):
-    """Roles: ``to-template`` and ``from-template`` transforms, ``mask`` in anatomical space, ``normalised`` image."""
-
-    input_spec: ClassVar[type] = NormaliseAnatInputSpec
+class _Normalise(Step):
+    """Roles: ``to-<template>`` and ``from-<template>`` transforms, ``mask`` in anatomical space, ``normalised`` image."""
 
     def needs(self) -> list[Path]:
         return [Path(self.inputs.prepared["anat"]), *self.inputs.template.paths]
@@ -80,18 +82,17 @@ class NormaliseAnat(Step):
             "device": self.inputs.job.device.partition(":")[0],
         }
 
+    @abstractmethod
+    def transform(self, fixed: TemplateImages, moving: Image) -> tuple[Transform, dict[str, Any]]:
+        """From the template to the image, and what is to be said of how it was found."""
+
     def compute(self, writer: StepWriter) -> None:
         job, anat, template = self.inputs.job, self.inputs.anat, self.inputs.template
         moving, _ = read_image(Path(self.inputs.prepared["anat"]), self.inputs.space)
         fixed = load_template(template, contrast=anat.modality)
-        transform = register(
-            fixed.image.to(job.device),
-            moving.to(job.device),
-            fixed_mask=fixed.mask.to(job.device),
-            schedule=SLOPPY if job.sloppy else COARSE,
-        )
+        transform, how = self.transform(fixed, moving)
         folding = certificate(transform, fixed.image.grid)
-        folded = {**folding.record(), "repeats_with_more_regularisation": transform.repeats}
+        folded = {**folding.record(), **how}
         mask = resample(fixed.mask, moving.grid, transform.inverse(), "nearest")
         normalised = resample(moving, fixed.image.grid, transform)
         quality = assess(fixed.image, moving, transform, fixed.mask, mask)
@@ -145,3 +146,54 @@ class NormaliseAnat(Step):
             desc="preproc",
             suffix=anat.modality,
         )
+
+
+class NormaliseAnat(_Normalise):
+    """An anatomical image → a template, by their contents."""
+
+    input_spec: ClassVar[type] = NormaliseAnatInputSpec
+
+    def transform(self, fixed: TemplateImages, moving: Image) -> tuple[Transform, dict[str, Any]]:
+        job = self.inputs.job
+        found = register(
+            fixed.image.to(job.device),
+            moving.to(job.device),
+            fixed_mask=fixed.mask.to(job.device),
+            schedule=SLOPPY if job.sloppy else COARSE,
+        )
+        return found, {"repeats_with_more_regularisation": found.repeats}
+
+
+class NormaliseThroughSubjectInputSpec(NormaliseAnatInputSpec):
+    subject_space = traits.Str(mandatory=True, desc="name of the space of the person's own template")
+    to_subject = traits.Dict(mandatory=True, desc="outputs of BuildSubjectTemplate")
+    subject_normalised = traits.Dict(mandatory=True, desc="outputs of NormaliseAnat of that template")
+
+
+class NormaliseThroughSubject(_Normalise):
+    """One session's image → a template, as the person's own template goes there: two stored transforms, one chain."""
+
+    input_spec: ClassVar[type] = NormaliseThroughSubjectInputSpec
+
+    def _links(self) -> tuple[Path, Path]:
+        """Template → person's template, person's template → session."""
+        to_template = self.inputs.subject_normalised[f"to-{self.inputs.template.name}-x5"]
+        return Path(to_template), Path(self.inputs.to_subject[f"{self.inputs.space}-to-{UNBIASED}-x5"])
+
+    def needs(self) -> list[Path]:
+        return [*super().needs(), *self._links()]
+
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters(), "subject_space": self.inputs.subject_space}
+
+    def transform(self, fixed: TemplateImages, moving: Image) -> tuple[Transform, dict[str, Any]]:
+        first, second = self._links()
+        middle = self.inputs.subject_space
+        # X5 holds the velocities themselves, whose flow is undone exactly; a table of displacements is not.
+        chain = Chain(
+            (
+                read_x5(first, source=fixed.image.grid.space, target=middle),
+                read_x5(second, source=middle, target=moving.grid.space),
+            )
+        )
+        return chain, {"through": middle}

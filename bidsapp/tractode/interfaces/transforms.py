@@ -25,13 +25,16 @@ def write_transform_pair(
     fixed: str,
     sources: Sequence[Path],
     facts: Mapping[str, Any],
+    role_prefix: str = "",
 ) -> None:
     """Save ``transform`` (fixed → moving points) and its inverse. Roles: ``to-<fixed>`` and ``from-<fixed>``.
 
-    ``from-<moving>_to-<fixed>`` resamples moving images onto the fixed grid, as ANTs applies it.
+    ``from-<moving>_to-<fixed>`` resamples moving images onto the fixed grid, as ANTs applies it. A step that saves several
+    pairs tells them apart by ``role_prefix``.
     """
     both = (("to", moving, fixed, transform, fixed_grid), ("from", fixed, moving, transform.inverse(), moving_grid))
-    for role, from_label, to_label, one_way, reference in both:
+    for way, from_label, to_label, one_way, reference in both:
+        role = f"{role_prefix}{way}"
         name: dict[str, str] = {
             "datatype": datatype,
             "from": from_label,

@@ -1,4 +1,4 @@
-"""The workflow of one participant: anatomy once a session, then every dwi run on its own.
+"""The workflow of one participant: anatomy once a session (`workflows/anatomy.py`), then every dwi run on its own.
 
 ::
 
@@ -21,14 +21,12 @@ from dataclasses import dataclass, replace
 from nipype.interfaces.utility import Merge
 from nipype.pipeline import engine as pe
 
-from tractode.bids import names
 from tractode.bids.found import Correction
-from tractode.bids.query import AnatFile, DwiRun, Participant, choose_anat
+from tractode.bids.query import DwiRun, Participant
 from tractode.bids.templates import BUILT_IN, Template, find_template
 from tractode.bids.tissues import need_tissue_source
 from tractode.contracts import OrientationModel
 from tractode.errors import MissingInputError
-from tractode.interfaces.anatomy import NormaliseAnat, PrepareAnat
 from tractode.interfaces.coregistration import CoregisterToAnat, CoregisterToTemplate
 from tractode.interfaces.distortion import EstimateField
 from tractode.interfaces.model import FitModel
@@ -44,6 +42,7 @@ from tractode.io.dwi import IngestPolicy
 from tractode.models import MODELS
 from tractode.settings import Settings, templates_among
 from tractode.tracking import TRACKERS
+from tractode.workflows.anatomy import Anatomy, AnatomyBuilder
 from tractode.workflows.tracking import plan_of, region_names
 
 SENSITIVITY_SEEDS, SLOPPY_SEEDS = 50_000, 5_000
@@ -58,27 +57,10 @@ def init_participant_wf(participant: Participant, settings: Settings, run_id: st
         A template that ``--output-spaces`` names is not to be had.
     """
     builder = _Builder(participant, settings, run_id)
-    sessions = sorted({run.session or "" for run in participant.runs})
-    for session in sessions:
-        anat = choose_anat(participant, session or None) if settings.anat_modality != "none" else None
-        anatomy = builder.add_anatomy(anat) if anat is not None else None
-        for run in participant.runs:
-            if (run.session or "") == session:
-                builder.add_run(run, anatomy)
+    for run in sorted(participant.runs, key=lambda run: run.session or ""):
+        builder.add_run(run, builder.anatomies.of_session(run.session))
     builder.job.ledger().promise(builder.promised)
     return builder.workflow
-
-
-class _Anatomy:
-    """The nodes of one anatomical image, shared by the runs of its session."""
-
-    def __init__(self, anat: AnatFile, space: str, prepared: pe.Node, normalised: dict[str, pe.Node]) -> None:
-        self.anat, self.space, self.prepared, self.normalised = anat, space, prepared, normalised
-
-    @property
-    def first(self) -> pe.Node:
-        """The registration that also gives the brain mask."""
-        return next(iter(self.normalised.values()))
 
 
 @dataclass(frozen=True)
@@ -86,7 +68,7 @@ class _Links:
     """The registration nodes of one run: to its anatomy (where there is one) and, by name, to every template."""
 
     to_anat: pe.Node | None
-    anatomy: _Anatomy | None
+    anatomy: Anatomy | None
     to_template: dict[str, pe.Node]
 
 
@@ -111,6 +93,9 @@ class _Builder:
         self.corrections = {correction.run.name: correction for correction in participant.corrections}
         self.fields: dict[tuple[str, ...], pe.Node] = {}
         self.workflow = pe.Workflow(name=f"sub_{participant.label}_wf", base_dir=str(settings.work_dir))
+        # Where only the anatomy is an output space, the built-in template still gives its brain mask.
+        through = self.templates or ([find_template(BUILT_IN)] if self.into_anatomy else [])
+        self.anatomies = AnatomyBuilder(participant, settings, through, self.workflow, self._node)
 
     def _node(self, interface: Step, step: str, run: str, memory_gb: float) -> pe.Node:
         """A node that always runs: whether its result is reused is the ledger's decision, never nipype's cache."""
@@ -122,26 +107,7 @@ class _Builder:
         self.promised.append({"step": step, "run": run})
         return node
 
-    def add_anatomy(self, anat: AnatFile) -> _Anatomy | None:
-        if not self.templates and not self.into_anatomy:
-            return None
-        stem = names.stem(anat.entities)
-        space = f"{stem}_{anat.modality}"
-        prepare = PrepareAnat(anat=anat, space=space, assume_orientation=self.settings.assume_orientation)
-        prepared = self._node(prepare, f"{stem}_prepare-{anat.modality}", space, 1.0)
-        normalised: dict[str, pe.Node] = {}
-        # Where only the anatomy is an output space, the built-in template still gives its brain mask.
-        for template in self.templates or [find_template(BUILT_IN)]:
-            first = not normalised
-            node = self._node(
-                NormaliseAnat(anat=anat, space=space, template=template, write_mask=first),
-                f"{stem}_normalise-{anat.modality}-{template.name}", space, 3.0,
-            )  # fmt: skip
-            self.workflow.connect(prepared, "outputs", node, "prepared")
-            normalised[template.name] = node
-        return _Anatomy(anat, space, prepared, normalised)
-
-    def add_run(self, run: DwiRun, anatomy: _Anatomy | None) -> None:
+    def add_run(self, run: DwiRun, anatomy: Anatomy | None) -> None:
         settings = self.settings
         policy = IngestPolicy(
             assume_orientation=settings.assume_orientation,
@@ -171,7 +137,7 @@ class _Builder:
         self._sensitivity(run, prepared, fits, regions)
         self._normalise(run, fits, tracks, links)
 
-    def _field(self, correction: Correction | None, policy: IngestPolicy, anatomy: _Anatomy | None) -> pe.Node | None:
+    def _field(self, correction: Correction | None, policy: IngestPolicy, anatomy: Anatomy | None) -> pe.Node | None:
         """The node that finds the field of a run, one for all runs that the same images serve."""
         if correction is None or correction.kind == "none":
             return None
@@ -192,7 +158,7 @@ class _Builder:
         self.workflow.connect(prepared, "outputs", node, "prepared")
         return node
 
-    def _links(self, run: DwiRun, prepared: pe.Node, anatomy: _Anatomy | None) -> _Links:
+    def _links(self, run: DwiRun, prepared: pe.Node, anatomy: Anatomy | None) -> _Links:
         """The registrations of a run: to its anatomy and on to every template, or straight to every template."""
         if anatomy is not None:
             return _Links(self._coregister_to_anat(run, prepared, anatomy), anatomy, anatomy.normalised)
@@ -341,7 +307,7 @@ class _Builder:
             for output, name in zip(("outputs", "facts"), names_, strict=False):
                 self.workflow.connect(source, output, node, name)
 
-    def _coregister_to_anat(self, run: DwiRun, prepared: pe.Node, anatomy: _Anatomy) -> pe.Node:
+    def _coregister_to_anat(self, run: DwiRun, prepared: pe.Node, anatomy: Anatomy) -> pe.Node:
         interface = CoregisterToAnat(run=run, anat=anatomy.anat, anat_space=anatomy.space)
         node = self._node(interface, f"{run.name}_coregister-{anatomy.anat.modality}", run.name, 2.0)
         self.workflow.connect(prepared, "outputs", node, "prepared")
@@ -361,7 +327,7 @@ class _Builder:
         self.workflow.connect(merge, "out", target, field)
 
 
-def _possible(correction: Correction | None, anatomy: _Anatomy | None) -> Correction | None:
+def _possible(correction: Correction | None, anatomy: Anatomy | None) -> Correction | None:
     """The correction, or none where it needs the anatomy and that is not registered."""
     if correction is None or correction.kind != "anatomy" or anatomy is not None:
         return correction
