@@ -24,9 +24,9 @@ _MEASURED = ("phasediff", "phases", "fieldmap")  # fields in the frame of a fiel
 def warp(output: Path, truth: Path, unit: str) -> Record:
     """End-point error of the way between the anatomy and the template."""
     # The file named from-A_to-B resamples images of A on B: it maps points of B to points of A.
-    found = maybe(output, unit, "xfm", ".h5", from_=SPACE, to="T1w")
-    # Without a T1w the dwi was registered itself; the simulator says how the head lay in both.
-    space = "T1w" if found else "dwi"
+    # Without an anatomical image the dwi was registered itself; the truth says how the head lay in each.
+    named = [name for name in ("T1w", "T2w") if maybe(output, unit, "xfm", ".h5", from_=SPACE, to=name)]
+    space = named[0] if named else "dwi"
     back = one(output, unit, "xfm", ".h5", from_=SPACE, to=space)
     estimate = read_itk(back, source="scanner", target=SPACE)
     true_inverse = read_itk(one(truth, unit, "xfm", ".h5", from_="T1w", to=SPACE), source=SPACE, target="T1w")
