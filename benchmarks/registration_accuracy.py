@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import sys
 from pathlib import Path
@@ -62,7 +61,7 @@ def main() -> None:
         },
         **sets,
     }
-    text = _compact(json.dumps(result, indent=1))
+    text = pairs.compact(json.dumps(result, indent=1))
     print(text)
     if options.output:
         Path(options.output).write_text(text + "\n", encoding="utf-8")
@@ -214,11 +213,6 @@ def _pairwise(ours: list[dict[str, Any]], peers: dict[str, dict[str, Any]], by: 
         "best_peer_mean": round(sign * statistics.mean(other for _, other, _ in best), 4) if best else None,
         "best_peer": [name for *_, name in best],
     }
-
-
-def _compact(text: str) -> str:
-    """Lists and small objects of plain values on one line."""
-    return re.sub(r"([\[{])([^\[\]{}]*)([\]}])", lambda m: m[1] + " ".join(m[2].split()) + m[3], text)
 
 
 def _draw(results: dict[str, Any], path: Path) -> None:

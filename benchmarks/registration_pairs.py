@@ -7,6 +7,7 @@ method sees more of a pair than the two images.
 from __future__ import annotations
 
 import itertools
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from tractode.io.builtin_template import load_builtin
 from tractode.io.nifti import read_image
 from tractode.ops import smooth
 from tractode.registration.affine import register_affine
-from tractode.simulate.painting import compact, known_palette, paint
+from tractode.simulate import painting
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +144,20 @@ def _cropped(labels: Image, grid: ImageGrid) -> Image:
     return Image(grid, labels.values[:, window[0], window[1], window[2]].to(torch.int16))
 
 
+def onto_template(data: Path, resolution: float) -> dict[str, Pair]:
+    """The first of the three people's T1w and the built-in template, as they lie and after our affine."""
+    folder = sorted((data / "anat_labels").glob("sub-*"))[0]
+    labels = read_image(folder / "anat" / f"{folder.name}_desc-aseg_dseg.nii.gz", "moving")[0]
+    image = read_image(folder / "anat" / f"{folder.name}_T1w.nii.gz", "moving")[0]
+    moving = _reduced(image, labels, resolution, lambda values: smooth.dilate(values > 0, (2, 2, 2)))
+    template, mask = (load_builtin(name, resolution) for name in ("T1w", "mask"))
+    grid = template.grid.renamed("fixed")
+    brain = Image(grid, (mask.values > 0.5).to(torch.int16))
+    fixed = (Image(grid, template.values.float() * brain.values), brain, brain)
+    raw = Pair("raw", fixed[0], moving[0], fixed[1], moving[1], fixed[2], moving[2])
+    return {"raw": raw, "aligned": _aligned("aligned", fixed, moving)}
+
+
 def _aligned(name: str, fixed: tuple[Image, Image, Image], moving: tuple[Image, Image, Image]) -> Pair:
     """After one affine (ours, of the default search) that all methods are given: one grid, as ConvexAdam needs it."""
     affine = register_affine(fixed[0], moving[0], fixed_mask=fixed[1])
@@ -165,7 +180,7 @@ def _renamed(image: Image) -> Image:
 # --- six heads' label maps, painted --------------------------------------------------------------------------------
 
 # FreeSurfer's labels inside the brain; everything else is left out of the images, as a brain extraction would.
-_BRAIN = (2, 41, 7, 46, 16, 28, 60, 85, 77, 251, 252, 253, 254, 255)
+_BRAIN: tuple[int, ...] = (2, 41, 7, 46, 16, 28, 60, 85, 77, 251, 252, 253, 254, 255)
 _BRAIN += (3, 42, 8, 47, 17, 18, 53, 54, 26, 58, 10, 49, 11, 50, 12, 51, 13, 52, 4, 5, 14, 15, 43, 44, 24, 31, 63, 72)
 
 
@@ -187,8 +202,10 @@ def _head(path: Path) -> str:
 def _painted_head(path: Path, contrast: str, seed: int, resolution: float) -> tuple[Image, Image, Image]:
     """Painted at the label map's own resolution, with texture, shading and noise of its own; then as any scan."""
     labels = read_image(path, _head(path))[0]
-    numbers, codes = compact(labels.values[0].to(torch.int64))
-    image = paint(numbers, known_palette(codes, contrast), torch.Generator().manual_seed(seed), factor=1)
+    numbers, codes = painting.compact(labels.values[0].to(torch.int64))
+    image = painting.paint(
+        numbers, painting.known_palette(codes, contrast), torch.Generator().manual_seed(seed), factor=1
+    )
     inside = torch.isin(labels.values, torch.tensor(_BRAIN, dtype=labels.values.dtype))
     brain = Image(labels.grid, labels.values * inside)
     return _reduced(Image(labels.grid, image), brain, resolution, lambda values: _closed(values > 0))
@@ -255,12 +272,17 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 def load(name: str, folder: Path) -> Pair:
     """A stored pair, its spaces called fixed and moving."""
-    images = [read_image(folder / f"{part}.nii.gz", part.split("_")[0])[0] for part in _PARTS]
+    images = {part: read_image(folder / f"{part}.nii.gz", part.split("_")[0])[0] for part in _PARTS}
     truth = None
     if (folder / "truth.npy").is_file():
         values = torch.from_numpy(np.load(folder / "truth.npy"))
-        truth = Displacement(images[0].grid, values, "fixed", "moving")
-    return Pair(name, *images, truth)
+        truth = Displacement(images["fixed"].grid, values, "fixed", "moving")
+    return Pair(name, truth=truth, **images)
+
+
+def compact(text: str) -> str:
+    """JSON with lists and objects of plain values on one line."""
+    return re.sub(r"([\[{])([^\[\]{}]*)([\]}])", lambda m: m[1] + " ".join(m[2].split()) + m[3], text)
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -281,4 +303,17 @@ def dice(first: Tensor, second: Tensor) -> dict[int, float]:
     return {c: float(2 * both[c] / (one[c] + other[c])) for c in range(1, top) if one[c] > 0 and other[c] > 0}
 
 
-__all__ = ["Pair", "anat_labels", "dice", "labelmaps", "load", "made", "moved_labels", "scratch", "simulated", "store"]
+__all__ = [
+    "Pair",
+    "anat_labels",
+    "compact",
+    "dice",
+    "labelmaps",
+    "load",
+    "made",
+    "moved_labels",
+    "onto_template",
+    "scratch",
+    "simulated",
+    "store",
+]

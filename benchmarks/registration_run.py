@@ -15,6 +15,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 Run = Callable[[], tuple[np.ndarray, dict[str, Any]]]
 
 
-def _ants(folder: Path, kind: str, **settings: object) -> Run:
+def _ants(folder: Path, kind: str, **settings: Any) -> Run:
     import ants
 
     fixed, moving = (ants.image_read(str(folder / f"{name}.nii.gz")) for name in ("fixed", "moving"))
@@ -40,7 +41,7 @@ def _ants(folder: Path, kind: str, **settings: object) -> Run:
     return run
 
 
-def _convex_adam(folder: Path, **settings: object) -> Run:
+def _convex_adam(folder: Path, **settings: Any) -> Run:
     import nibabel
     import torch
     from convexAdam.convex_adam_MIND import convex_adam_pt
@@ -80,7 +81,7 @@ def _dipy(folder: Path, metric: str, iterations: tuple[int, ...]) -> Run:
     return run
 
 
-def _tractode(folder: Path, schedule: str, start: str = "identity", swap: bool = False, **settings: object) -> Run:
+def _tractode(folder: Path, schedule: Any, start: str = "identity", swap: bool = False, **settings: Any) -> Run:
     """``swap``: the images are exchanged, and the inverse of what is found is the answer."""
     import torch
 
@@ -91,13 +92,13 @@ def _tractode(folder: Path, schedule: str, start: str = "identity", swap: bool =
     names = ("moving", "fixed") if swap else ("fixed", "moving")
     first, second = (read_image(folder / f"{name}.nii.gz", name)[0] for name in names)
     grid = second.grid if swap else first.grid
-    masks = {
+    masks: dict[str, Any] = {
         f"{role}_mask": read_image(folder / f"{name}_mask.nii.gz", name)[0]
         for role, name in zip(("fixed", "moving"), names, strict=True)
         if (folder / f"{name}_mask.nii.gz").is_file()
     }
     initial = Affine(torch.eye(4, dtype=torch.float64), *names) if start == "identity" else None
-    plan = _long() if schedule == "LONG" else getattr(optimise, schedule)
+    plan = schedule if isinstance(schedule, optimise.Schedule) else getattr(optimise, schedule)
 
     def run() -> tuple[np.ndarray, dict[str, Any]]:
         found = optimise.register(first, second, initial=initial, schedule=plan, **masks, **settings)
@@ -123,27 +124,36 @@ def _there_and_back(found: Any, first: Any, second: Any) -> dict[str, float]:
     return {"p99": float(whole[int(0.99 * (len(whole) - 1))]), "largest": float(whole[-1])}
 
 
-def _long() -> Any:
+def _long(folder: Path) -> Run:
     """The default's stages, each with more steps, and a last one on closer nodes."""
     from tractode.registration.optimise import Schedule, Stage
 
-    return Schedule((Stage(6.0, 12.0, 10), Stage(4.0, 8.0, 10), Stage(2.0, 6.0, 10), Stage(2.0, 4.0, 10)))
+    return _tractode(
+        folder, Schedule((Stage(6.0, 12.0, 10), Stage(4.0, 8.0, 10), Stage(2.0, 6.0, 10), Stage(2.0, 4.0, 10)))
+    )
 
 
-_LONG = {"reg_iterations": (100, 70, 50, 20)}
+def _scaled(folder: Path, voxel: float) -> Run:
+    """The default's stages as multiples of the last one's voxel: at 2 mm they are the default."""
+    from tractode.registration.optimise import COARSE, Stage
+
+    stages = [Stage(voxel / 2 * s.voxel, voxel / 2 * s.nodes, s.iterations) for s in COARSE.stages]
+    return _tractode(folder, replace(COARSE, stages=tuple(stages)))
+
+
 METHODS: dict[str, Callable[[Path], Run]] = {
     "tractode sloppy": partial(_tractode, schedule="SLOPPY"),
     "tractode fast": partial(_tractode, schedule="FAST"),
     "tractode": partial(_tractode, schedule="COARSE"),
     "tractode exchanged": partial(_tractode, schedule="COARSE", swap=True),
-    "tractode long": partial(_tractode, schedule="LONG"),
+    "tractode long": _long,
     "tractode fine": partial(_tractode, schedule="FINE"),
     "tractode with affine": partial(_tractode, schedule="COARSE", start="search"),
     "tractode fine with affine": partial(_tractode, schedule="FINE", start="search"),
     "ANTs SyN short": partial(_ants, kind="SyN", reg_iterations=(20, 10, 0)),
     "ANTs SyN": partial(_ants, kind="SyN"),
     "ANTs SyN middle": partial(_ants, kind="SyN", reg_iterations=(100, 70, 20)),
-    "ANTs SyN long": partial(_ants, kind="SyN", **_LONG),
+    "ANTs SyN long": partial(_ants, kind="SyN", reg_iterations=(100, 70, 50, 20)),
     "ANTs SyNOnly": partial(_ants, kind="SyNOnly"),
     "ANTs SyN CC": partial(_ants, kind="SyN", syn_metric="CC", syn_sampling=2),
     "ConvexAdam short": partial(_convex_adam, selected_niter=20),
@@ -159,7 +169,8 @@ METHODS: dict[str, Callable[[Path], Run]] = {
 
 def main() -> None:
     method, folder = sys.argv[1], Path(sys.argv[2])
-    run = METHODS[method](folder)
+    scaled = method.startswith("tractode scaled")
+    run = _scaled(folder, float(method.split()[-1])) if scaled else METHODS[method](folder)
     wall, before = time.monotonic(), _spent()
     displacement, extra = run()
     cost = {"seconds": _spent() - before, "wall_seconds": time.monotonic() - wall}
