@@ -163,10 +163,16 @@ def common_poses(
         poses[edge[1]] = both[edge] @ poses[edge[0]]
     for _ in range(iterations):
         # All at once, from the last turn's: none goes first.
-        poses = {j: _moved_to_mean(poses[j], [both[i, k] @ poses[i] for i, k in both if k == j]) for j in range(n)}
+        turned = {j: _moved_to_mean(poses[j], [both[i, k] @ poses[i] for i, k in both if k == j]) for j in range(n)}
+        change = max(float(np.abs(turned[j] - poses[j]).max()) for j in range(n))
+        poses = turned
+        if change < 1e-10:
+            break
     for _ in range(iterations):
-        shift = expm(-np.mean([logm(poses[j]).real for j in range(n)], axis=0))
-        poses = {j: pose @ shift for j, pose in poses.items()}
+        mean = np.mean([logm(poses[j]).real for j in range(n)], axis=0)
+        poses = {j: pose @ expm(-mean) for j, pose in poses.items()}
+        if np.abs(mean).max() < 1e-10:
+            break
     return [torch.from_numpy(np.ascontiguousarray(poses[j])) for j in range(n)]
 
 
