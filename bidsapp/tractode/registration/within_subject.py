@@ -33,7 +33,7 @@ from tractode.fields.velocity import VelocityField
 from tractode.ops import affine as aff
 from tractode.ops import interpolate
 from tractode.registration.affine import register_affine
-from tractode.registration.optimise import COARSE, FAST, Schedule, register
+from tractode.registration.optimise import FAST, Schedule, register
 
 Progress = Callable[[str], None]
 
@@ -52,7 +52,7 @@ class WithinSubjectSettings:
         Distance (mm) of the nodes on which velocities are averaged.
     """
 
-    rounds: tuple[Schedule, ...] = (FAST, COARSE)
+    rounds: tuple[Schedule, ...] = (FAST, FAST)
     all_pairs: int = 4
     nodes: float = 6.0
 
