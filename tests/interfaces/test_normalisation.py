@@ -128,7 +128,13 @@ def test_into_the_anatomy_through_one_registration(given: dict[str, Any], tmp_pa
     assert sum("fod" in name for name in done.facts["reportlets"]) == 3
 
 
-def test_into_a_template_through_the_whole_chain(given: dict[str, Any], tmp_path: Path) -> None:
+def test_into_a_template_through_the_whole_chain(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "tractode.interfaces.normalisation"
+    monkeypatch.setattr(f"{module}.figures_glyphs.fod_glyphs", lambda *_, **__: [])  # the other test draws them
+    monkeypatch.setattr(f"{module}.figures_registration.flicker", lambda *_, **__: None)
+    monkeypatch.setattr(f"{module}.save_reportlets", lambda *_: None)
     template = Template(BUILT_IN, 4, Path(given["fits"][0]["fa"]), None)
     done = carry(tmp_path, given, template=template, modulation="jacobian")
     grid = check_directions(done.outputs, TO_ANAT.inverse().map(TO_DWI.inverse().map(FIBRE)))
