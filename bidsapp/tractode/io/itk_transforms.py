@@ -2,11 +2,13 @@
 
 ITK works in LPS and applies the *last* transform of a composite first; displacement vectors are LPS, stored with the first
 voxel axis fastest. The file says how points of the fixed space go to the moving space, which is what resampling needs: the
-file ``from-<moving>_to-<fixed>_mode-image`` holds the transform fixed → moving. A flow is written as a dense displacement.
+file ``from-<moving>_to-<fixed>_mode-image`` holds the transform fixed → moving. A chain with a flow in it is written as one
+dense displacement on the reference's own voxels, then the chain's affines: resampling onto the reference is exact.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import h5py
@@ -18,7 +20,10 @@ from tractode.fields.image import ImageGrid
 from tractode.fields.transform import Affine, Displacement, Transform
 from tractode.io.itk_linear import linear_matrix
 from tractode.io.itk_warps import check_perpendicular
-from tractode.io.transform_parts import LPS, Tables, chain_of, from_lps, simple_parts, unreadable
+from tractode.io.transform_parts import LPS, Tables, chain_of, flat, from_lps, simple_parts, unreadable
+from tractode.ops import affine as aff
+
+_LARGEST_TABLE = 2_500_000
 
 
 def write_itk(path: Path, transform: Transform, reference: ImageGrid, tables: Tables | None = None) -> None:
@@ -29,13 +34,44 @@ def write_itk(path: Path, transform: Transform, reference: ImageGrid, tables: Ta
         file.create_dataset("HDFVersion", data=["HDF5"], dtype=text)
         group = file.create_group("TransformGroup")
         group.create_group("0").create_dataset("TransformType", data=["CompositeTransform_double_3_3"], dtype=text)
-        for number, part in enumerate(reversed(simple_parts(transform, reference, tables)), start=1):
+        for number, part in enumerate(reversed(_parts(transform, reference, tables)), start=1):
             kind, fixed, parameters = _itk_affine(part) if isinstance(part, Affine) else _itk_displacement(part)
             node = group.create_group(str(number))
             node.create_dataset("TransformType", data=[kind], dtype=text)
             node.create_dataset("TransformFixedParameters", data=fixed)
             dense = {"compression": "gzip", "compression_opts": 4, "shuffle": True} if len(parameters) > 100 else {}
             node.create_dataset("TransformParameters", data=parameters, **dense)
+
+
+def _parts(transform: Transform, reference: ImageGrid, tables: Tables | None) -> list[Affine | Displacement]:
+    """Affines and displacements that map as the transform does: ``A (x + u(x))``, u tabulated, where there is a flow in it.
+
+    A is what the affines of the chain make together, so beyond the table (the reference's field of view) it still holds.
+    """
+    leaves = flat(transform)
+    if all(isinstance(leaf, Affine | Displacement) for leaf in leaves) or transform.source != reference.space:
+        return simple_parts(transform, reference, tables)
+    matrices = [leaf.matrix for leaf in leaves if isinstance(leaf, Affine)]
+    linear = Affine(aff.compose(torch.eye(4, dtype=torch.float64), *matrices), f"{transform.source}~", transform.target)
+    grid = _table_grid(reference)
+    points = grid.centres()
+    values = linear.inverse().map(transform.map(points).double()) - grid.centres(torch.float64)
+    table = Displacement(grid, values.movedim(-1, 0).float().contiguous(), transform.source, linear.source)
+    return [table, linear]
+
+
+def _table_grid(reference: ImageGrid) -> ImageGrid:
+    """The reference's voxels, or every second (third, …) of them along each axis where they are more than a few millions."""
+    every = 1
+    while math.prod(-(-n // every) for n in reference.shape) > _LARGEST_TABLE:
+        every += 1
+    if every == 1:
+        return reference
+    affine = reference.affine.clone()
+    affine[:3, :3] *= every
+    # One more where the last voxel would be left out: the table covers the reference.
+    i, j, k = (-(-(n - 1) // every) + 1 for n in reference.shape)
+    return ImageGrid((i, j, k), affine, reference.space)
 
 
 def _itk_affine(part: Affine) -> tuple[str, np.ndarray, np.ndarray]:
