@@ -50,7 +50,6 @@ SPELLINGS = [
     ),
     (["--output-spaces", "native"], "output_spaces", ()),
     (["--output-spaces", "T1w", "anat"], "output_spaces", ("T1w",)),
-    (["--output-spaces", "anat", "--anat-modality", "T2w"], "output_spaces", ("T2w",)),
     (["--fod-modulation", "fod"], "fod_modulation", "fod"),
     (["--output-resolution", "2.5"], "output_resolution", 2.5),
     (["--stop-on-first-crash"], "stop_on_first_crash", True),
@@ -229,6 +228,10 @@ def test_missing_positionals(argv: list[str]) -> None:
 def test_contradictions(words: list[str]) -> None:
     with pytest.raises(ConfigurationError):
         parse([*BASE, *words])
+
+
+def test_anat_is_the_modality_in_use() -> None:
+    assert parse([*BASE, "--output-spaces", "anat", "--anat-modality", "T2w"]).settings.output_spaces == ("T2w",)
 
 
 def test_without_an_orientation_model_there_is_no_tracking_and_it_is_said() -> None:
