@@ -133,6 +133,7 @@ class EstimateField(Step):
             text,
             found.sources,
             self.inputs.job.bids_dir,
+            SkullStripped=False,
             Units="Hz",
             Method=kind,
             Link=self._first.link,
