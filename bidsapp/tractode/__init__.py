@@ -12,6 +12,9 @@ __version__ = "0.1.0"
 _PUBLIC = Registry(
     "part of tractode",
     {
+        "register": "tractode.registration.optimise:register",
+        "register_affine": "tractode.registration.affine:register_affine",
+        "subject_template": "tractode.registration.within_subject:subject_template",
         "resample": "tractode.fields.transform:resample",
         "reoriented": "tractode.fields.reorient:reoriented",
         "reoriented_axes": "tractode.fields.reorient:reoriented_axes",
