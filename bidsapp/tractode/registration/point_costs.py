@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -39,6 +40,8 @@ class PointCost(ABC):
     group: int = 0
     width: float = 0.0
     in_voxels: bool = False
+    # Whether the tally is one joint histogram and nothing else: then loops over points can make it (`ops.joint_histogram`).
+    is_joint_histogram: ClassVar[bool] = False
 
     @abstractmethod
     def prepare(self, unit: Float[Tensor, "g p"]) -> Float[Tensor, "g p b"]:
@@ -71,12 +74,16 @@ class _Histogram(PointCost):
 
 @dataclass(frozen=True)
 class NormalisedInformation(_Histogram):
+    is_joint_histogram: ClassVar[bool] = True
+
     def cost(self, tally: Float[Tensor, "g *t"]) -> Float[Tensor, ""]:
         return -normalised_mutual_information(tally[0])
 
 
 @dataclass(frozen=True)
 class Information(_Histogram):
+    is_joint_histogram: ClassVar[bool] = True
+
     def cost(self, tally: Float[Tensor, "g *t"]) -> Float[Tensor, ""]:
         return -mutual_information(tally[0])
 

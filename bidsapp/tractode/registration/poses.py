@@ -23,7 +23,7 @@ from tractode.registration.halfway import RADIUS, Dof, Halfway, step
 from tractode.registration.point_costs import point_cost
 
 if TYPE_CHECKING:
-    from tractode.registration.affine import Level, Pair
+    from tractode.registration.linear_level import Level, Pair
 
 Matrix = Float[Tensor, "4 4"]
 # Along the body's long axis, where fields of view differ most, and front to back.
