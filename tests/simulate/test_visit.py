@@ -23,7 +23,7 @@ from tractode.simulate.growth import VENTRICLES, grown
 from tractode.simulate.poses import MovementSettings
 from tractode.simulate.tissues import CSF, GREY, WHITE, Anatomy
 from tractode.simulate.warp import participant_warp
-from tractode.workflows.simulate import _write_descriptions
+from tractode.workflows.simulate import write_descriptions
 from tractode.workflows.simulate_raw import write_raw
 from tractode.workflows.simulate_settings import DistortionSettings, SimulationSettings
 from tractode.workflows.simulate_visit import Plan, Visit, plan, visit
@@ -83,7 +83,7 @@ def moved(shared: Plan) -> Visit:
 def tell(out: Path, made: Visit, settings: SimulationSettings) -> None:
     """The raw dataset of one visit."""
     write_raw(out, made, settings)
-    _write_descriptions(out, [made.entities["sub"]], settings)
+    write_descriptions(out, [made.entities["sub"]], settings)
 
 
 def errors_of(folder: Path) -> list[dict]:

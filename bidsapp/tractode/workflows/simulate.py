@@ -39,11 +39,12 @@ def write_dataset(
             made = visit(shared, number, session, lines)
             write_raw(out, made, settings)
             write_truth(out / TRUTH, made)
-    _write_descriptions(out, labels, settings)
+    write_descriptions(out, labels, settings)
     return labels
 
 
-def _write_descriptions(out: Path, labels: list[str], settings: SimulationSettings) -> None:
+def write_descriptions(out: Path, labels: list[str], settings: SimulationSettings) -> None:
+    """Descriptions of dataset and truth, the table of participants, and the README."""
     made_by = [{"Name": "tractode-simulate", "Version": __version__}]
     as_json(
         out / "dataset_description.json",
