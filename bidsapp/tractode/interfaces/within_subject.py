@@ -45,7 +45,7 @@ class BuildSubjectTemplate(Step):
 
     def parameters(self) -> dict[str, Any]:
         return {
-            "spaces": self.inputs.spaces,
+            "spaces": list(self.inputs.spaces),
             "sloppy": self.inputs.job.sloppy,
             "device": self.inputs.job.device.partition(":")[0],
         }
@@ -68,7 +68,7 @@ class BuildSubjectTemplate(Step):
                 facts={"FoldingCertificate": folding}, role_prefix=f"{space}-",
             )  # fmt: skip
             save_reportlets(writer, job.participant, [self._picture(found, scan, way, anat)])
-        writer.facts.update(sessions=self.inputs.spaces, mean_displacement_mm=round(found.bias, 3))
+        writer.facts.update(sessions=list(self.inputs.spaces), mean_displacement_mm=round(found.bias, 3))
 
     def _write_template(self, writer: StepWriter, found: SubjectTemplate) -> None:
         anat = self.inputs.anat
