@@ -102,13 +102,15 @@ def error_hz(head: Head, field: Path, pose: list[list[float]] | None = None) -> 
 
 
 def image_error(head: Head, path: str) -> float:
+    """Median error where things were moved by one to four voxels; nearer to the air signal is lost for good."""
     image, _ = read_image(Path(path), "scan")
-    # Beside the air the field is so steep that signal is lost for good: the median is of the rest.
-    return float((image.values[0] - head.signal[0])[head.brain].abs().median())
+    moved = head.brain & (head.hz.abs() > 15) & (head.hz.abs() < 60)
+    return float((image.values[0] - head.signal[0])[moved].abs().median())
 
 
 def test_two_reversed_runs(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(figures_distortion, "pair", lambda *_, **__: [])
     for label, sign, direction in (("dir-AP_", -1, "j-"), ("dir-PA_", 1, "j")):
         write_run(tmp_path, head, label, sign, direction)
     done, field, record = steps(tmp_path)
@@ -127,11 +129,12 @@ def test_two_reversed_runs(head: Head, tmp_path: Path, monkeypatch: pytest.Monke
     assert told["Units"] == "Hz"
     assert told["Verdicts"]["sub-01_dir-PA"]["applied"] is True
     figures = {path.name for path in (tmp_path / "out/sub-01/figures").iterdir()}
-    assert {"sub-01_dir-PA_desc-sdc_fieldmap.html", "sub-01_dir-AP_desc-pairafter_fieldmap.html"} <= figures
+    assert {f"sub-01_dir-{way}_desc-sdc_fieldmap.html" for way in ("AP", "PA")} <= figures
     assert [note["id"] for note in done.facts["notes"] if "SDC" in note["id"]] == ["N-SDC"]
 
 
-@pytest.mark.parametrize(("direction", "applied"), [("j-", False), pytest.param("j", True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("direction", "applied"), [("j-", False), ("j", True)])
 def test_a_phase_difference_is_used_only_the_right_way_round(
     head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: str, applied: bool
 ) -> None:

@@ -38,6 +38,7 @@ DICTIONARY: dict[str, dict[str, str]] = {
     "brain_ml": {"Description": "Volume of the brain mask", "Units": "mL"},
     "gradient_verdict": {"Description": "Does the gradient table fit the image: PASS, FAIL or INCONCLUSIVE"},
     "gradients_used": {"Description": "What was done with the table"},
+    "distortion_correction": {"Description": "What corrected susceptibility distortion, or why nothing did"},
     "median_fa": {"Description": "Median fractional anisotropy inside the brain mask", "Units": "1"},
     "median_md": {"Description": "Median mean diffusivity inside the brain mask", "Units": "mm^2/s"},
     "n_streamlines": {"Description": "Accepted streamlines, all methods"},
@@ -165,7 +166,7 @@ def _scan_facts(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if known.get("shells"):
         row["n_directions"] = sum(shell["directions"] for shell in known["shells"])
         row["max_b"] = max(shell["b"] for shell in known["shells"])
-    for name in ("n_b0", "brain_ml", "gradients_used"):
+    for name in ("n_b0", "brain_ml", "gradients_used", "distortion_correction"):
         if name in known:
             row[name] = known[name]
     if "gradients" in known:
