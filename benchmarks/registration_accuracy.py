@@ -107,13 +107,11 @@ def _wanted(name: str, options: argparse.Namespace) -> dict[str, int]:
 def _rows(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     data = Path(os.environ.get("TRACTODE_TEST_DATA", ""))
     rows = []
-    for number, (pair, folder) in enumerate(
-        list(pairs.made(name, data, options.resolution, options.work, options.pairs))
-    ):
+    for number, folder in enumerate(pairs.made(name, data, options.resolution, options.work, options.pairs)):
         for method, most in _wanted(name, options).items():
             kept = folder / f"{method.replace(' ', '_')}.json"
             if number < most and not kept.is_file() and not options.kept_only:
-                row = _score(pair, method, folder, options)
+                row = _score(pairs.load(folder), method, folder, options)
                 kept.write_text(json.dumps(row), encoding="utf-8")
                 print(json.dumps({k: v for k, v in row.items() if k != "dice_of_label"}), file=sys.stderr, flush=True)
             if number < most and kept.is_file():
@@ -128,7 +126,10 @@ def _score(pair: pairs.Pair, method: str, folder: Path, options: argparse.Namesp
     threads = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": cores, "OMP_NUM_THREADS": cores, "OMP_WAIT_POLICY": "PASSIVE"}
     with pairs.scratch(folder) as own:
         found = measure.watch([python, str(HERE / "registration_run.py"), method, str(own)], threads)
-        base: dict[str, Any] = {"method": method, "pair": pair.name, "peak_rss_mb": found.peak_rss_mb, "epe_mm": None}
+        base: dict[str, Any] = {
+            "method": method, "pair": pair.name, "peak_rss_mb": found.peak_rss_mb, "epe_mm": None,
+            "commit": measure.meta("")["commit"][:7],
+        }  # fmt: skip
         if found.exit_code:
             return {**base, "failed": found.output[-400:]}
         cost = json.loads((own / "cost.json").read_text(encoding="utf-8"))
@@ -191,6 +192,7 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for key in ("epe_mm", "dice"):
         out[f"{key}_of_pair"] = [round(row[key], 4) for row in good if row[key] is not None]
     out["pairs"] = [row["pair"] for row in good]
+    out["commits"] = sorted({row["commit"] for row in good})
     labels = sorted({int(code) for row in good for code in row["dice_of_label"]})
     of_label = {c: [row["dice_of_label"][str(c)] for row in good if str(c) in row["dice_of_label"]] for c in labels}
     out["dice_of_label"] = {str(c): round(statistics.mean(values), 3) for c, values in of_label.items()}

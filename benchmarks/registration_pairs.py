@@ -221,32 +221,25 @@ _WHOLE = {"anat_labels": 6, "labelmaps": 10}
 _PARTS = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels")
 
 
-def made(kind: str, data: Path, resolution: float, work: Path, count: int) -> Iterator[tuple[Pair, Path]]:
-    """The first ``count`` pairs of a set, each with its folder in ``work``, from where it comes once it is whole."""
+def made(kind: str, data: Path, resolution: float, work: Path, count: int) -> list[Path]:
+    """The folders in ``work`` of the first ``count`` pairs of a set; they are made where they are not whole yet."""
     count = min(count, _WHOLE.get(kind, count))
     folder = work / f"{kind}-{resolution}"
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / "pairs.txt"
     names = index.read_text(encoding="utf-8").split() if index.is_file() else []
     if len(names) < count:
-        yield from _fresh(kind, data, resolution, folder, count)
-        return
-    for name in names[:count]:
-        yield load(name, folder / name), folder / name
-
-
-def _fresh(kind: str, data: Path, resolution: float, folder: Path, count: int) -> Iterator[tuple[Pair, Path]]:
-    source = {
-        "simulated": lambda: (simulated(n, resolution) for n in itertools.count()),
-        "anat_labels": lambda: anat_labels(data, resolution),
-        "labelmaps": lambda: labelmaps(data, resolution),
-    }[kind]()
-    names = []
-    for pair in itertools.islice(source, count):
-        store(pair, folder / pair.name)
-        names.append(pair.name)
-        yield load(pair.name, folder / pair.name), folder / pair.name
-    (folder / "pairs.txt").write_text("\n".join(names), encoding="utf-8")
+        source = {
+            "simulated": lambda: (simulated(n, resolution) for n in itertools.count()),
+            "anat_labels": lambda: anat_labels(data, resolution),
+            "labelmaps": lambda: labelmaps(data, resolution),
+        }[kind]()
+        names = []
+        for pair in itertools.islice(source, count):
+            store(pair, folder / pair.name)
+            names.append(pair.name)
+        index.write_text("\n".join(names), encoding="utf-8")
+    return [folder / name for name in names[:count]]
 
 
 def store(pair: Pair, folder: Path) -> None:
@@ -270,14 +263,14 @@ def scratch(folder: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def load(name: str, folder: Path) -> Pair:
+def load(folder: Path) -> Pair:
     """A stored pair, its spaces called fixed and moving."""
     images = {part: read_image(folder / f"{part}.nii.gz", part.split("_")[0])[0] for part in _PARTS}
     truth = None
     if (folder / "truth.npy").is_file():
         values = torch.from_numpy(np.load(folder / "truth.npy"))
         truth = Displacement(images["fixed"].grid, values, "fixed", "moving")
-    return Pair(name, truth=truth, **images)
+    return Pair(folder.name, truth=truth, **images)
 
 
 def compact(text: str) -> str:

@@ -83,7 +83,7 @@ def _run(method: str, resolution: float, options: argparse.Namespace) -> dict[st
             cost = json.loads((own / "cost.json").read_text(encoding="utf-8"))
         cost.pop("there_and_back_voxels", None)
         kept.write_text(json.dumps({**cost, "peak_rss_mb": found.peak_rss_mb}), encoding="utf-8")
-    pair = pairs.load("template", folder)
+    pair = pairs.load(folder)
     row = {
         "n": 1, "voxels": pair.fixed.grid.n_voxels, "brain_voxels": int(pair.fixed_mask.mask.sum()),
         **{key: round(value, 2) for key, value in json.loads(kept.read_text(encoding="utf-8")).items()},
