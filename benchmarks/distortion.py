@@ -1,11 +1,15 @@
 """Susceptibility correction: a known simulated field, and a real reversed pair beside the scanner's phase-difference map.
 
-    python benchmarks/distortion.py [--output benchmarks/results/distortion.json]
+    python benchmarks/distortion.py [--peers PEERS/bin/python] [--output benchmarks/results/distortion.json]
 
 ``simulated``: a b=0 image painted from the built-in template on an oblique, left-handed 2.5 mm grid is distorted both ways by
 the shimmed field of air spheres (`simulate.susceptibility`), with noise and a small motion between the two; errors in Hz and
 mm over the brain, the constant that a shift along the encoding leaves open taken out. ``xa30``: the field of the AP/PA pair
 against the phasediff field map, which is another measurement of it; and how alike the two scans become by each.
+
+``simulated_anatomy`` and ``xa30_anatomy`` (distortion_anatomy.py): the field from a T1w or T2w image alone, beside the reversed pair on
+the same scans and SyN of ANTs restricted to the encoding's axis, from the same rigid pose; Hz, where a point of the anatomy
+lands in the scan (mm along the encoding, pose and field together), and for the real scans the boundary-based cost of b=0 → T1w.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import distortion_anatomy
 import numpy as np
 import torch
 from measure import meta
@@ -32,22 +37,40 @@ from tractode.registration.reverse_encoding import EncodedScan, FieldEstimate, e
 from tractode.simulate.susceptibility import field_of_air, shimmed
 
 READOUT = 0.05
+PARTS = ("simulated", "xa30", "simulated_anatomy", "xa30_anatomy")
+SCENES = (("T1w", 0.03, 0), ("T1w", 0.08, 1), ("T2w", 0.03, 2), ("T2w", 0.08, 3))  # contrast, noise (b=0 of 1), seed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--peers", help="a Python with antspyx")
+    parser.add_argument("--picture", type=Path, help="where to draw the T1w's outlines over b=0")
+    parser.add_argument("--brain", type=Path, help="the T1w's brain mask where there is one already; else it is found")
+    parser.add_argument("--ways", nargs="+", default=["AP", "PA"], choices=["AP", "PA"])
+    parser.add_argument("--scenes", type=int, nargs="+", default=list(range(len(SCENES))))
+    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("TRACTODE_TEST_DATA", "../shared/data")))
     arguments = parser.parse_args()
     result: dict[str, Any] = {"meta": meta(" ".join(["python benchmarks/distortion.py", *sys.argv[1:]]))}
-    runs = [simulated(seed) for seed in range(arguments.seeds)]
-    result["simulated"] = {
-        "n": len(runs), "mean": {key: round(float(np.mean([run[key] for run in runs])), 4) for key in runs[0]}, "runs": runs
-    }  # fmt: skip
+    if arguments.output and arguments.output.is_file():  # parts that are not run again stay
+        result = json.loads(arguments.output.read_text()) | result
+    if "simulated" in arguments.only:
+        runs = [simulated(seed) for seed in range(arguments.seeds)]
+        result["simulated"] = {
+            "n": len(runs), "mean": {key: round(float(np.mean([run[key] for run in runs])), 4) for key in runs[0]}, "runs": runs
+        }  # fmt: skip
+    if "simulated_anatomy" in arguments.only:
+        result["simulated_anatomy"] = simulated_anatomy(arguments.scenes, arguments.peers)
     folder = arguments.data / "bids_real" / "sub-xa30"
     if folder.is_dir():
-        result["xa30"] = real(folder)
+        if "xa30" in arguments.only:
+            result["xa30"] = real(folder)
+        if "xa30_anatomy" in arguments.only:
+            found = real_anatomy(folder, arguments)
+            found = result.get("xa30_anatomy", {}).get("scans", {}) | found
+            result["xa30_anatomy"] = {"n": len(found), "mean": mean_of(list(found.values())), "scans": found}
     text = json.dumps(result, indent=2)
     print(text)
     if arguments.output:
@@ -145,10 +168,7 @@ def rms(values: Tensor) -> float:
 def real(folder: Path) -> dict[str, Any]:
     scans = tuple(real_scan(folder, way) for way in ("AP", "PA"))
     found, times = timed(scans)
-    phase, _ = read_image(folder / "fmap" / "sub-xa30_phasediff.nii.gz", "fmap")
-    magnitude, _ = read_image(folder / "fmap" / "sub-xa30_magnitude1.nii.gz", "fmap")
-    sidecar = json.loads((folder / "fmap" / "sub-xa30_phasediff.json").read_text())
-    mapped = field_from_phase(as_radians(phase), magnitude, (sidecar["EchoTime1"], sidecar["EchoTime2"]))
+    mapped, magnitude = phasediff_map(folder)
     grid = scans[0].image.grid
     centres = grid.centres()
     other = Image(grid, mapped.sample(centres, outside="nearest").movedim(-1, 0))
@@ -174,6 +194,46 @@ def real(folder: Path) -> dict[str, Any]:
         },
         **times,
     }
+
+
+def phasediff_map(folder: Path) -> tuple[Image, Image]:
+    """Hz, and the magnitude image."""
+    phase, _ = read_image(folder / "fmap" / "sub-xa30_phasediff.nii.gz", "fmap")
+    magnitude, _ = read_image(folder / "fmap" / "sub-xa30_magnitude1.nii.gz", "fmap")
+    sidecar = json.loads((folder / "fmap" / "sub-xa30_phasediff.json").read_text())
+    return field_from_phase(as_radians(phase), magnitude, (sidecar["EchoTime1"], sidecar["EchoTime2"])), magnitude
+
+
+def real_anatomy(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    anatomy, _ = read_image(folder / "anat" / "sub-xa30_T1w.nii.gz", "T1w")
+    brain = read_image(arguments.brain, "T1w")[0] if arguments.brain else None
+    scans = {way: real_scan(folder, way) for way in ("AP", "PA")}
+    mapped, magnitude = phasediff_map(folder)
+    return distortion_anatomy.real(
+        Image(anatomy.grid, anatomy.values.float()),
+        brain and Image(brain.grid, brain.values > 0.5),
+        scans,
+        arguments.ways,
+        mapped,
+        magnitude,
+        arguments.peers,
+        arguments.picture,
+    )
+
+
+def simulated_anatomy(scenes: list[int], peers: str | None) -> dict[str, Any]:
+    runs = []
+    for kind, noise, seed in (SCENES[n] for n in scenes):
+        runs.append({"contrast": kind, "noise": noise} | distortion_anatomy.simulated(kind, noise, seed, peers))
+    methods = [{key: run[key] for key in run if key not in ("contrast", "noise")} for run in runs]
+    return {"n": len(runs), "mean": mean_of(methods), "runs": runs}
+
+
+def mean_of(runs: list[Any]) -> Any:
+    """The mean of numbers in like places."""
+    if isinstance(runs[0], dict):
+        return {key: mean_of([run[key] for run in runs]) for key in runs[0]}
+    return round(float(np.mean(runs)), 4)
 
 
 def scans_apart(
