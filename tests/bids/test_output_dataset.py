@@ -140,7 +140,7 @@ def test_pybids_finds_outputs_by_our_entities(output: Path) -> None:
     layout = BIDSLayout(output, validate=False, config=["bids", "derivatives", pybids_config()])
     found = layout.get(param="fa", extension=".nii.gz", space=None, subject="01", return_type="filename")
     assert [Path(path).name for path in found] == ["sub-01_dir-AP_model-tensor_param-fa_dwimap.nii.gz"]
-    found = layout.get(track="sdstream", extension=".trx", return_type="filename")
+    found = layout.get(track="sdstream", extension=".trx", space=None, return_type="filename")
     assert [Path(path).name for path in found] == [
         "sub-01_dir-AP_track-sdstream_tractogram.trx",
         "sub-02_ses-a_run-01_track-sdstream_tractogram.trx",
