@@ -41,7 +41,7 @@ class AnatomyFieldSettings:
     Parameters
     ----------
     width
-        Of the windows in which the anatomy explains the scan, mm.
+        Of the windows in which the anatomy explains the scan, mm; three voxels at least.
     harmonic
         Weight of the squared Laplacian of the shift in the brain (mm times `_LENGTH`²), against a share of variance.
     smoothness
@@ -55,7 +55,7 @@ class AnatomyFieldSettings:
     """
 
     levels: tuple[Level, ...] = (Level(7.5, 20.0, 20), Level(5.0, 14.0, 25))
-    width: float = 15.0
+    width: float = 9.0
     harmonic: float = 30.0
     smoothness: float = 0.02
     barrier: float = 10.0
