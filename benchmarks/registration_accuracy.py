@@ -38,6 +38,7 @@ FAMILIES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 # Beyond the simulated set, whose curves are drawn, these suffice; one contrast has DIPY's and ANTs' cross-correlation.
 SHORT = ("tractode", "tractode fast", "tractode exchanged", "ANTs SyN", "ANTs SyN long", "ConvexAdam", "DIPY SyN")
+COMMON = ("tractode", "ANTs SyN", "ConvexAdam")
 OURS = ("tractode", "tractode fast", "tractode long")
 MINE = ("tractode", "DIPY")
 
@@ -108,6 +109,8 @@ def _rows(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     data = Path(os.environ.get("TRACTODE_TEST_DATA", ""))
     rows = []
     for number, folder in enumerate(pairs.made(name, data, options.resolution, options.work, options.pairs)):
+        if options.kept_only and not all((folder / f"{m.replace(' ', '_')}.json").is_file() for m in COMMON):
+            continue  # means are over the same pairs
         for method, most in _wanted(name, options).items():
             kept = folder / f"{method.replace(' ', '_')}.json"
             if number < most and not kept.is_file() and not options.kept_only:
@@ -224,14 +227,23 @@ def _draw(results: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(5.2, 3.2), dpi=110)
+    most = max(found["n"] for found in results.values() if "pairs" in found)
     for family, colour in zip(FAMILIES, ("#0b6e4f", "#b3541e", "#3d5a99", "#777777"), strict=True):
-        curve = results.get(family, {}).get("curve", [])
-        axes.plot([p["seconds"] for p in curve], [p["epe_mm"] for p in curve], "o-", color=colour, ms=4, label=family)
+        chosen = [m for m in FAMILIES[family] if m in results and m != "tractode exchanged"]
+        points = sorted(
+            (results[m]["seconds"], results[m]["epe_mm"], results[m]["n"]) for m in chosen if results[m]["n"]
+        )
+        axes.plot([p[0] for p in points], [p[1] for p in points], "-", color=colour)
+        axes.plot([], [], "o", color=colour, ms=4, label=family)
+        for seconds, error, n in points:
+            # Hollow: fewer pairs than the others, so that its mean is not theirs.
+            axes.plot(seconds, error, "o", color=colour, ms=5, mfc=colour if n == most else "white")
     axes.set(xscale="log", yscale="log", xlabel="processor seconds a pair, one thread", ylabel="end-point error (mm)")
     axes.set_xticks([5, 10, 20, 50, 100, 200], ["5", "10", "20", "50", "100", "200"])
     axes.set_yticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
+    axes.set_title(f"{most} pairs; hollow points: fewer", fontsize=8)
     axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path)
