@@ -8,7 +8,7 @@ distortion, measured), a field map, the anatomy.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -42,8 +42,6 @@ class FieldmapRequest:
 
     Parameters
     ----------
-    has_anat
-        Whether the runs of a session can be brought to an anatomical image.
     ignore_fieldmaps
         Leave the ``fmap`` folder aside.
     needs_correction
@@ -54,7 +52,6 @@ class FieldmapRequest:
 
     bids_dir: Path
     participant: Participant
-    has_anat: Callable[[str | None], bool]
     sdc: Sdc = "auto"
     ignore_fieldmaps: bool = False
     needs_correction: bool = False
@@ -129,7 +126,7 @@ class _Plan:
             found += self._reversed(encoding, [fmap for fmap in matched if fmap.suffix == "epi"])
         if sdc in ("auto", "fieldmap"):
             found += self._maps(encoding, [fmap for fmap in matched if fmap.suffix != "epi"])
-        if sdc in ("auto", "anatomy") and self.request.has_anat(run.session):
+        if sdc in ("auto", "anatomy") and self.request.participant.anats:
             # Its sign and readout time only scale the field: what moves is found in the image itself.
             (scaled,) = signed([Labelled(encoding, "")])
             found.append(Correction(run, "anatomy", "no field was measured that serves this run", scaled))

@@ -10,7 +10,6 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +79,7 @@ def find_participants(
         files, left_aside = scan_participant(bids_dir, label)
         reader = _Reader(bids_dir, index, levels, label, files, wanted_sessions, anat_modality)
         participant = reader.read()
-        has_anat = partial(_has_anat, participant)
-        request = FieldmapRequest(bids_dir, participant, has_anat, sdc, ignore_fieldmaps, needs_correction)
+        request = FieldmapRequest(bids_dir, participant, sdc, ignore_fieldmaps, needs_correction)
         found.append(with_corrections(request))
         ignored += left_aside + reader.ignored
         notes += reader.notes
@@ -113,10 +111,6 @@ def explain_anat(participant: Participant, session: str | None) -> str:
     others = ", ".join(anat.path.name for anat in participant.anats if anat is not chosen)
     where = "" if chosen.session == session else f" of another session ({chosen.session or 'none'})"
     return f"{chosen.path.name}{where}, rather than {others}: normalised before nonorm, then the plainest name, then the first run"
-
-
-def _has_anat(participant: Participant, session: str | None) -> bool:
-    return choose_anat(participant, session) is not None
 
 
 def _anat_order(anat: AnatFile) -> tuple:

@@ -68,7 +68,7 @@ def _fieldmaps(rows: Sequence[Sequence[str]]) -> Markup:
     lines = Markup("").join(Markup("<tr><td>{}</td><td>{}</td><td>{}</td></tr>").format(*row) for row in rows)
     head = "<thead><tr><th>field map</th><th>link to this run</th><th>use</th></tr></thead>"
     return (
-        Markup('<div class="scroll"><table>')
+        Markup('<div class="scroll"><table class="facts">')
         + Markup(head)
         + Markup("<tbody>")
         + lines
