@@ -12,6 +12,7 @@ METRICS = Registry(
         "mi": "tractode.registration.metrics.mutual_information:MutualInformation",
         "mind": "tractode.registration.metrics.mind:MIND",
         "mind6": "tractode.registration.metrics.mind:MIND6",
+        "mind_intensity": "tractode.registration.metrics.mind_intensity:MINDAndIntensity",
         "mse": "tractode.registration.metrics.mse:MeanSquares",
     },
 )

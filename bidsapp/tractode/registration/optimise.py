@@ -89,6 +89,8 @@ SLOPPY = Schedule((Stage(6.0, 12.0, 4),))
 FAST = Schedule((Stage(4.0, 8.0, 3), Stage(2.0, 6.0, 2)))
 COARSE = Schedule((Stage(6.0, 12.0, 5), Stage(4.0, 8.0, 5), Stage(2.0, 6.0, 5)))
 FINE = Schedule((*COARSE.stages, Stage(1.0, 3.0, 4)))
+# With the metric ``mind_intensity``: brightness says enough to be followed on closer nodes with a lighter hand.
+SAME_CONTRAST = Schedule((*COARSE.stages[:2], Stage(2.0, 4.0, 8)), weight=0.1)
 
 
 @dataclass(frozen=True, eq=False)
