@@ -64,6 +64,8 @@ SPELLINGS = [
     *[(["--sdc", name], "sdc", name) for name in ("auto", "reversed", "fieldmap", "anatomy", "none")],
     (["--ignore", "fieldmaps", "sdc"], "ignore", ("fieldmaps", "sdc")),
     (["--require-sdc"], "require_sdc", True),
+    (["--subject-anatomical-reference", "first-lex"], "subject_anatomical_reference", "first-lex"),
+    (["--longitudinal"], "subject_anatomical_reference", "unbiased"),
     (["--use-syn-sdc", "error"], "require_sdc", True),
     (["--use-syn-sdc"], "require_sdc", False),
     (["--b0-threshold", "50"], "b0_threshold", 50.0),
