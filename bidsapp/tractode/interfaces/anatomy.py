@@ -103,16 +103,19 @@ class _Normalise(Step):
             sources=[Path(self.inputs.prepared["anat"])], facts={"FoldingCertificate": folded, "Quality": quality.record()},
         )  # fmt: skip
         writer.facts.update(folding=folded, quality=quality.record(), template=template.name)
+        is_own_template = f"desc-{UNBIASED}_" in anat.path.name
+        which = " of all sessions" if is_own_template else f" of session {anat.session}" if anat.session else ""
+        caption = "The person's own template." if is_own_template else f"The {anat.modality} image as acquired."
         figures = [
             figures_registration.flicker(
                 fixed.image, normalised, [(fixed.mask, "#ff5252", f"border of the brain in {template.name}")],
                 fixed_name=template.name, moving_name=f"{anat.modality} of the participant",
-                title=f"{anat.modality} → {template.name}", desc=f"{template.name}registration",
+                title=f"{anat.modality}{which} → {template.name}", desc=f"{template.name}registration",
                 run=stem(anat.entities), section="template", suffix=anat.modality, mask=fixed.mask,
             ),
             figures_slices.mosaic(
-                moving, mask, desc=f"{template.name}mask", section="anatomy", title=f"{anat.modality} and brain mask",
-                caption=f"The {anat.modality} image as acquired.", run=stem(anat.entities), suffix=anat.modality,
+                moving, mask, desc=f"{template.name}mask", section="anatomy", title=f"{anat.modality}{which} and brain mask",
+                caption=caption, run=stem(anat.entities), suffix=anat.modality,
             ),
         ]  # fmt: skip
         # The pictures belong to the participant, not to a run; their file names keep the image's.
