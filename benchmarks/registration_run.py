@@ -147,6 +147,7 @@ METHODS: dict[str, Callable[[Path], Run]] = {
     "tractode": partial(_tractode, schedule="COARSE"),
     "tractode exchanged": partial(_tractode, schedule="COARSE", swap=True),
     "tractode long": _long,
+    "tractode one contrast": partial(_tractode, schedule="SAME_CONTRAST", metric="mind_intensity"),
     "tractode fine": partial(_tractode, schedule="FINE"),
     "tractode with affine": partial(_tractode, schedule="COARSE", start="search"),
     "tractode fine with affine": partial(_tractode, schedule="FINE", start="search"),
