@@ -26,7 +26,6 @@ from tractode.bids.found import (
 )
 from tractode.bids.phase_encoding import Labelled, are_opposite, encoding_of, signed
 from tractode.errors import InputDataError
-from tractode.io.nifti_affine import read_geometry
 
 Sdc = Literal["auto", "reversed", "fieldmap", "anatomy", "none"]
 NO_LINK = "no link given: serves the dwi runs of its session"
@@ -91,6 +90,8 @@ def plan_correction(run: DwiRun, request: FieldmapRequest) -> Correction:
 
 def with_corrections(request: FieldmapRequest) -> Participant:
     """The participant with what will correct each run; a run whose links contradict the files is a failure."""
+    from tractode.io.nifti_affine import read_geometry
+
     participant = request.participant
     if request.sdc not in ("none", "anatomy") and len(participant.runs) > 1:
         request = replace(request, geometries={run.path: read_geometry(run.path) for run in participant.runs})
