@@ -14,6 +14,7 @@ from tractode.registration.metrics.correlation_ratio import CorrelationRatio, co
 from tractode.registration.metrics.lncc import LNCC
 from tractode.registration.metrics.local_mutual_information import LocalMutualInformation, window_information
 from tractode.registration.metrics.mind import MIND, MIND6, patch_distances
+from tractode.registration.metrics.mind_intensity import MINDAndIntensity
 from tractode.registration.metrics.mse import MeanSquares
 from tractode.registration.metrics.mutual_information import MutualInformation, parzen
 
@@ -156,3 +157,15 @@ def test_descriptor_channels_are_the_same_metric() -> None:
 
 def test_metrics_say_whether_points_will_do() -> None:
     assert [name for name in METRICS if METRICS[name].needs_grid] == ["lmi", "lncc"]
+
+
+def test_structure_and_intensity_are_weighed_as_said() -> None:
+    """The one descriptor's cost is the weighted mean of the two measures' own."""
+    generator = torch.Generator().manual_seed(3)
+    fixed, moving = (torch.rand(1, 9, 10, 11, dtype=torch.float64, generator=generator) for _ in range(2))
+    mask = torch.rand(9, 10, 11, dtype=torch.float64, generator=generator).round()
+    structure = float(MIND(radius=1, dilation=1)(fixed, moving, mask))
+    brightness = float(MeanSquares()(fixed, moving, mask))
+    for weight in (0.0, 1.0, 4.0):
+        found = float(MINDAndIntensity(intensity=weight)(fixed, moving, mask))
+        assert found == pytest.approx((structure + weight * brightness) / (1 + weight), rel=1e-9)
