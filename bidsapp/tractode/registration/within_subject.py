@@ -6,8 +6,8 @@ J. Ashburner, G. R. Ridgway, *Symmetric diffeomorphic modeling of longitudinal s
 doi:10.3389/fnins.2012.00197.
 
 Every scan is treated alike: poses come from registering pairs, each the same from either side, and are spread over all scans
-(the logarithms of the poses from the template sum to nought); each scan is resampled once, from its own voxels; after each
-round the mean of the velocities is taken off all of them.
+(the logarithms of the poses from the template sum to nought); each scan is resampled once, from its own voxels; between
+rounds, where there are several, the mean of the velocities is taken off all of them.
 
 Departures: the mean of the scans that see a place, not their median; velocities are averaged and subtracted as they are,
 which is exact to first order, and the next round starts from the result; the mean that is left after the last round is
@@ -52,7 +52,7 @@ class WithinSubjectSettings:
         Distance (mm) of the nodes on which velocities are averaged.
     """
 
-    rounds: tuple[Schedule, ...] = (FAST, FAST)
+    rounds: tuple[Schedule, ...] = (FAST,)
     all_pairs: int = 4
     nodes: float = 6.0
 
