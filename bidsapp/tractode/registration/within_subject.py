@@ -1,7 +1,7 @@
 """One person's unbiased template of several scans, and the transform from it to each of them.
 
 M. Reuter, N. J. Schmansky, H. D. Rosas, B. Fischl, *Within-subject template estimation for unbiased longitudinal image
-analysis*, NeuroImage 61:1402 (2012), doi:10.1016/j.neuroimage.2012.02.084; the flows, whose mean velocity is nought, follow
+analysis*, NeuroImage 61:1402 (2012), doi:10.1016/j.neuroimage.2012.02.084; the flows follow
 J. Ashburner, G. R. Ridgway, *Symmetric diffeomorphic modeling of longitudinal structural MRI*, Front. Neurosci. 6:197 (2013),
 doi:10.3389/fnins.2012.00197.
 
