@@ -159,7 +159,7 @@ def order(head: Head, moved: dict[tuple[int, int], torch.Tensor]) -> float:
 
 def rigid_only(head: Head) -> dict[str, Any]:
     start = time.process_time()
-    found = subject_template(head.scans, "template", WithinSubjectSettings(rounds=()))
+    found = subject_template(head.scans, "template", WithinSubjectSettings(schedule=None))
     spent = time.process_time() - start
     moved = {pair: _between(found.to_scans, pair).map(head.points_of(pair[0])) for pair in PAIRS}
     return {**errors(head, moved), "cpu_seconds": round(spent, 1)}

@@ -13,7 +13,7 @@ from tractode.registration.within_subject import WithinSubjectSettings, common_p
 
 from .conftest import CENTRE, head_at
 
-QUICK = WithinSubjectSettings(rounds=(Schedule((Stage(8.0, 16.0, 3),)),), nodes=16.0)
+QUICK = WithinSubjectSettings(schedule=Schedule((Stage(8.0, 16.0, 3),)), nodes=16.0)
 
 
 def rigid(turn: tuple[float, float, float], shift: tuple[float, float, float]) -> torch.Tensor:

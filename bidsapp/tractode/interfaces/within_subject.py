@@ -56,7 +56,7 @@ class BuildSubjectTemplate(Step):
             read_image(path, space)[0].to(job.device)
             for path, space in zip(self._paths(), self.inputs.spaces, strict=True)
         ]
-        settings = WithinSubjectSettings(rounds=(SLOPPY,)) if job.sloppy else None
+        settings = WithinSubjectSettings(schedule=SLOPPY) if job.sloppy else None
         found = subject_template(scans, self.inputs.space, settings)
         self._write_template(writer, found)
         sessions = zip(self.inputs.anats, self.inputs.spaces, scans, found.to_scans, self._paths(), strict=True)

@@ -6,12 +6,10 @@ J. Ashburner, G. R. Ridgway, *Symmetric diffeomorphic modeling of longitudinal s
 doi:10.3389/fnins.2012.00197.
 
 Every scan is treated alike: poses come from registering pairs, each the same from either side, and are spread over all scans
-(the logarithms of the poses from the template sum to nought); each scan is resampled once, from its own voxels; between
-rounds, where there are several, the mean of the velocities is taken off all of them.
+(the logarithms of the poses from the template sum to nought); each scan is resampled once, from its own voxels.
 
-Departures: the mean of the scans that see a place, not their median; velocities are averaged and subtracted as they are,
-which is exact to first order, and the next round starts from the result; the mean that is left after the last round is
-measured, not removed.
+Departures: the mean of the scans that see a place, not their median; the flows follow from one round, and their mean is
+measured, not removed: another round, from the mean image with the mean velocity taken off, was no better.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from torch import Tensor
 
 from tractode.errors import InputDataError
 from tractode.fields.image import Image, ImageGrid
-from tractode.fields.transform import Affine, Chain, Flow, Transform
+from tractode.fields.transform import Affine, Flow, Transform
 from tractode.fields.velocity import VelocityField
 from tractode.ops import affine as aff
 from tractode.ops import interpolate
@@ -44,15 +42,15 @@ class WithinSubjectSettings:
 
     Parameters
     ----------
-    rounds
-        Schedules of the deformable rounds; none: rigid only.
+    schedule
+        Of the flows from the template to the scans; None: rigid only.
     all_pairs
         Up to so many scans every pair is registered; of more, each with the next two (and the last with the first ones).
     nodes
         Distance (mm) of the nodes on which velocities are averaged.
     """
 
-    rounds: tuple[Schedule, ...] = (FAST,)
+    schedule: Schedule | None = FAST
     all_pairs: int = 4
     nodes: float = 6.0
 
@@ -102,27 +100,19 @@ def subject_template(
         )
     poses = common_poses(_pairs(scans, settings, progress), len(scans))
     grid = _grid(scans, poses, space)
-    to_scans: list[Transform] = [Affine(pose, space, scan.grid.space) for pose, scan in zip(poses, scans, strict=True)]
-    template, head = _mean(scans, grid, to_scans)
+    rigid = [Affine(pose, space, scan.grid.space) for pose, scan in zip(poses, scans, strict=True)]
+    template, _ = _mean(scans, grid, rigid)
+    if settings.schedule is None:
+        return SubjectTemplate(template, tuple(rigid), 0.0)
+    found = []
+    for pose, scan in zip(rigid, scans, strict=True):
+        if progress is not None:
+            progress(f"the template and {scan.grid.space}")
+        found.append(register(template, scan, schedule=settings.schedule, initial=pose))
+    template, head = _mean(scans, grid, found)
     nodes = grid.resampled(settings.nodes)
-    bias = 0.0
-    for number, schedule in enumerate(settings.rounds):
-        velocities: list[Tensor] = []
-        for scan, pose in zip(scans, poses, strict=True):
-            if progress is not None:
-                progress(f"round {number + 1} of {len(settings.rounds)}: {scan.grid.space}")
-            start = Affine(pose, space, scan.grid.space)
-            found = register(template, scan, schedule=schedule, initial=start)
-            to_scans[len(velocities)] = found
-            velocities.append(_on_nodes(found.parts[0], nodes))
-        mean = torch.stack(velocities).mean(0)
-        bias = _size(Flow(VelocityField(nodes, mean), space, ""), grid, head)
-        if number < len(settings.rounds) - 1:
-            to_scans = [
-                _flow_then(v - mean, nodes, pose, scan) for v, pose, scan in zip(velocities, poses, scans, strict=True)
-            ]
-        template, head = _mean(scans, grid, to_scans)
-    return SubjectTemplate(template, tuple(to_scans), bias)
+    mean = torch.stack([_on_nodes(way.parts[0], nodes) for way in found]).mean(0)
+    return SubjectTemplate(template, tuple(found), _size(Flow(VelocityField(nodes, mean), space, ""), grid, head))
 
 
 # --- poses ----------------------------------------------------------------------------------------------------------
@@ -242,12 +232,6 @@ def _on_nodes(flow: Transform, nodes: ImageGrid) -> Float[Tensor, "1 3 i j k"]:
     assert isinstance(flow, Flow)
     velocity = Image(flow.velocity.grid, flow.velocity.values[0])
     return velocity.sample(nodes.centres(device=velocity.values.device)).permute(3, 0, 1, 2)[None].contiguous()
-
-
-def _flow_then(velocity: Tensor, nodes: ImageGrid, pose: Float[Tensor, "4 4"], scan: Image) -> Chain:
-    between = f"{scan.grid.space}@{nodes.space}"
-    flow = Flow(VelocityField(nodes, velocity), nodes.space, between)
-    return Chain((flow, Affine(pose, between, scan.grid.space)))
 
 
 def _size(flow: Flow, grid: ImageGrid, head: Bool[Tensor, "i j k"]) -> float:
