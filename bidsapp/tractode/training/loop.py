@@ -2,19 +2,26 @@
 
 I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", ICLR 2019, doi:10.48550/arXiv.1711.05101, with a cosine schedule
 (doi:10.48550/arXiv.1608.03983). Each step draws from a generator of its own, seeded by the run's seed and the step's number,
-so a checkpoint holds weights, the optimiser's moments and a step number, and nothing random.
+so a checkpoint holds weights, the optimiser's moments, a step number and the losses so far, and nothing random.
+
+Averaged weights (B. T. Polyak, A. B. Juditsky, SIAM J Control Optim 1992, doi:10.1137/0330046) decay exponentially; departure:
+the decay begins low, so that the first steps are soon forgotten. Where a run may take a given time only, the schedule follows
+whichever is further on, the steps or the clock; such a run is not repeated to the bit.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -41,7 +48,17 @@ class Problem(Protocol):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Steps, and AdamW's learning rate at its highest; ``warm_up`` steps rise to it, the rest fall as a cosine to 0."""
+    """Steps, and AdamW's learning rate at its highest; ``warm_up`` steps rise to it, the rest fall as a cosine to 0.
+
+    Parameters
+    ----------
+    average
+        Decay of the exponential average of the weights, 0.999 for instance; the module ends with the averaged ones. 0 for none.
+    minutes
+        The time the run may take, all its parts together; 0 for as long as the steps need.
+    bfloat16
+        On CUDA: products in bfloat16 where that is safe (autocast). Elsewhere it changes nothing.
+    """
 
     steps: int = 1200
     learning_rate: float = 3e-3
@@ -50,10 +67,14 @@ class LoopSettings:
     largest_gradient: float = 1.0
     checkpoint_every: int = 50
     seed: int = 0
+    average: float = 0.0
+    minutes: float = 0.0
+    bfloat16: bool = False
 
-    def rate(self, step: int) -> float:
+    def rate(self, step: int, spent: float = 0.0) -> float:
+        """The learning rate; ``spent`` is the share of the time that is over."""
         rise = min(1.0, (step + 1) / max(self.warm_up, 1))
-        return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(max(step / self.steps, spent), 1.0)))
 
 
 def fit(
@@ -64,42 +85,125 @@ def fit(
     Raises
     ------
     ConfigurationError
-        The checkpoint is of a run with other settings.
+        The checkpoint is of a run with other settings, or the loss is no longer a number.
     """
-    optimiser = torch.optim.AdamW(
-        problem.module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    module = problem.module
+    optimiser = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     record = json.dumps({"loop": asdict(settings), "problem": problem.record()}, sort_keys=True)
-    first = _resume(problem.module, optimiser, checkpoint, record) if checkpoint and checkpoint.is_file() else 0
-    losses = []
-    for step in range(first, settings.steps):
-        # A large odd multiplier keeps the steps of neighbouring seeds apart.
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+    state = _State(_Average(module, settings.average) if settings.average else None)
+    if checkpoint and checkpoint.is_file():
+        _resume(module, optimiser, state, checkpoint, record)
+    first, clock = state.step, _Clock(settings.minutes, state.seconds)
+    while state.step < settings.steps and (spent := clock.share()) < 1:
         for group in optimiser.param_groups:
-            group["lr"] = settings.rate(step)
+            group["lr"] = settings.rate(state.step, spent)
         optimiser.zero_grad()
-        loss = problem.loss(generator)
+        with _precision(module, settings):
+            loss = problem.loss(_generator(settings.seed, state.step))
         loss.backward()
-        nn.utils.clip_grad_norm_(problem.module.parameters(), settings.largest_gradient)
+        nn.utils.clip_grad_norm_(module.parameters(), settings.largest_gradient)
+        state.losses.append(_checked(float(loss.detach()), state.step))
         optimiser.step()
-        losses.append(float(loss.detach()))
+        if state.average:
+            state.average.add(module, state.step)
+        state.step += 1
         if progress is not None:
-            progress(step, settings.steps, losses[-1])
-        if checkpoint and ((step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps):
-            _save(problem.module, optimiser, checkpoint, step + 1, record)
+            progress(state.step - 1, settings.steps, state.losses[-1])
+        if checkpoint and (state.step % settings.checkpoint_every == 0 or state.step == settings.steps):
+            _save(module, optimiser, state, checkpoint, record, clock.seconds())
+    if checkpoint and first < state.step < settings.steps:  # time was up
+        _save(module, optimiser, state, checkpoint, record, clock.seconds())
+    if state.average:
+        state.average.place(module)
+    return state.losses[first:]
+
+
+def losses_of(checkpoint: Path) -> Float[Tensor, " n"]:
+    """The losses of all steps up to a checkpoint, in order."""
+    with safe_open(checkpoint, framework="pt") as stored:
+        losses: Tensor = stored.get_tensor("losses")
     return losses
 
 
-def _save(module: nn.Module, optimiser: torch.optim.Optimizer, path: Path, step: int, record: str) -> None:
+def _generator(seed: int, step: int) -> torch.Generator:
+    # A large odd multiplier keeps the steps of neighbouring seeds apart.
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def _precision(module: nn.Module, settings: LoopSettings) -> AbstractContextManager[Any]:
+    on_cuda = next(module.parameters()).device.type == "cuda"
+    return torch.autocast("cuda", torch.bfloat16) if settings.bfloat16 and on_cuda else nullcontext()
+
+
+def _checked(loss: float, step: int) -> float:
+    if not math.isfinite(loss):
+        raise ConfigurationError(
+            f"The loss of step {step + 1} is {loss}: the descent diverged",
+            id="E-TRAIN-DIVERGED",
+            fix="start again in another output folder with a lower learning rate",
+        )
+    return loss
+
+
+class _Clock:
+    """Time spent on a run, that of its earlier parts included."""
+
+    def __init__(self, minutes: float, before: float) -> None:
+        self.limit, self.start = 60 * minutes, time.monotonic() - before
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def share(self) -> float:
+        """Of the time allowed; 0 without a limit."""
+        return self.seconds() / self.limit if self.limit else 0.0
+
+
+class _Average:
+    """The exponential average of a module's parameters; buffers are the module's own."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in module.named_parameters()}
+
+    @torch.no_grad()
+    def add(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in module.named_parameters():
+            self.values[name].lerp_(value, 1 - decay)
+
+    @torch.no_grad()
+    def place(self, module: nn.Module) -> None:
+        for name, value in module.named_parameters():
+            value.copy_(self.values[name])
+
+
+@dataclass
+class _State:
+    """How far a run is."""
+
+    average: _Average | None
+    step: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+
+def _save(
+    module: nn.Module, optimiser: torch.optim.Optimizer, state: _State, path: Path, record: str, seconds: float
+) -> None:
     tensors = {f"module.{name}": value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     for name, parameter in module.named_parameters():
         for key, value in optimiser.state[parameter].items():
             tensors[f"{key}.{name}"] = torch.as_tensor(value).detach().cpu().clone().contiguous()
+    if state.average:
+        tensors |= {f"average.{name}": value.cpu() for name, value in state.average.values.items()}
+    tensors["losses"] = torch.tensor(state.losses, dtype=torch.float32)
+    metadata = {"step": str(state.step), "seconds": str(seconds), "record": record}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"step": str(step), "record": record})
+        save_file(tensors, temporary, metadata=metadata)
 
 
-def _resume(module: nn.Module, optimiser: torch.optim.Optimizer, path: Path, record: str) -> int:
+def _resume(module: nn.Module, optimiser: torch.optim.Optimizer, state: _State, path: Path, record: str) -> None:
     with safe_open(path, framework="pt") as stored:
         metadata = stored.metadata() or {}
         if metadata.get("record") != record:
@@ -113,8 +217,11 @@ def _resume(module: nn.Module, optimiser: torch.optim.Optimizer, path: Path, rec
     module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
     for name, parameter in module.named_parameters():
         optimiser.state[parameter] = {
-            key.partition(".")[0]: value.to(parameter.device) if value.ndim else value
-            for key, value in tensors.items()
-            if key.partition(".")[2] == name and not key.startswith("module.")
+            key: value.to(parameter.device) if value.ndim else value
+            for key in ("step", "exp_avg", "exp_avg_sq")
+            if (value := tensors.get(f"{key}.{name}")) is not None
         }
-    return int(metadata["step"])
+        if state.average:
+            state.average.values[name] = tensors[f"average.{name}"].to(parameter.device)
+    state.step, state.seconds = int(metadata["step"]), float(metadata["seconds"])
+    state.losses = tensors["losses"].tolist()
