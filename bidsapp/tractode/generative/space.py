@@ -6,11 +6,14 @@ about the midline, so that a mirrored subject needs no interpolation.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tractode.fields import ImageGrid, ShField
+from tractode.ops import spherical_harmonics as sh
 
 SPACE = "MNI152NLin2009aSym"
 ORDER = 6
@@ -37,3 +40,17 @@ def normalised(field: ShField) -> ShField:
         return field
     typical: Float[Tensor, ""] = inside.float().quantile(0.9).clamp_min(1e-12)
     return ShField(field.grid, field.coeffs / typical.to(field.coeffs), field.order)
+
+
+def mirrored(coeffs: Float[Tensor, "l i j k"]) -> Float[Tensor, "l i j k"]:
+    """The field of the mirrored subject (x → −x), on this grid, which is symmetric about the midline."""
+    order = round(((8 * len(coeffs) + 1) ** 0.5 - 3) / 2)
+    return coeffs.flip(1) * _signs(order).to(coeffs)[:, None, None, None]
+
+
+@cache
+def _signs(order: int) -> Float[Tensor, " l"]:
+    """Every harmonic of the basis is even or odd in x; found by asking at one direction that is no zero of any."""
+    direction = torch.nn.functional.normalize(torch.tensor([0.37, 0.59, 0.71], dtype=torch.float64), dim=0)
+    other = direction * torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
+    return (sh.basis(direction, order) * sh.basis(other, order)).sign()

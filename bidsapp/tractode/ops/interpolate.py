@@ -48,3 +48,26 @@ def inside(shape: tuple[int, int, int], points_vox: Float[Tensor, "*p 3"], margi
     """Whether each point lies within the outermost voxel centres, widened by ``margin`` voxels."""
     upper = torch.tensor(shape, dtype=points_vox.dtype, device=points_vox.device) - 1
     return ((points_vox >= -margin) & (points_vox <= upper + margin)).all(-1)
+
+
+def sample_rows(
+    table: Float[Tensor, "v c"], shape: tuple[int, int, int], points_vox: Float[Tensor, "p 3"]
+) -> Float[Tensor, "p c"]:
+    """Linear interpolation in a grid whose channels lie together, the border repeated: many channels at scattered points.
+
+    Equals `sample` with ``outside="nearest"`` of the same grid; faster where there are many channels, because each corner
+    is one row in memory. Differentiable in the table and in the points.
+    """
+    upper = torch.tensor([n - 1 for n in shape], device=points_vox.device)
+    position = points_vox.clamp(torch.zeros_like(upper).to(points_vox), upper.to(points_vox))
+    base = position.detach().floor().long().minimum((upper - 1).clamp_min(0))
+    share = position - base
+    corners, weights = [], []
+    for corner in range(8):
+        offset = torch.tensor([corner >> 2 & 1, corner >> 1 & 1, corner & 1], device=points_vox.device)
+        i, j, k = (base + offset).minimum(upper).unbind(-1)
+        corners.append((i * shape[1] + j) * shape[2] + k)
+        weights.append(torch.where(offset.bool(), share, 1 - share).prod(-1))
+    return functional.embedding_bag(
+        torch.stack(corners, -1), table, per_sample_weights=torch.stack(weights, -1).to(table), mode="sum"
+    )

@@ -1,0 +1,337 @@
+"""GenTract, made to look at its subject: whole streamlines drawn by a flow that starts at an atlas and sees the field.
+
+A. Sargood et al., "GenTract: generative global tractography", 2025, doi:10.48550/arXiv.2511.13183. Departures: `field_encoder`
+(local conditioning), `source` (the flow starts at the atlas's streamlines), `streamline_network` (bundles are an input, every
+line has a confidence), a few Euler steps instead of 10-50 of DDIM. The published model itself is `published_model`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tractode.fields import Image, ImageGrid, ShField, Streamlines
+from tractode.generative import knots as knotted
+from tractode.generative.field_encoder import Context
+from tractode.generative.guidance import climbed
+from tractode.generative.paths import Prediction, path_of
+from tractode.generative.source import Source, SourceSettings
+from tractode.generative.space import ORDER, SPACE, normalised
+from tractode.generative.streamline_network import NetworkSettings, StreamlineNetwork
+from tractode.ops import spherical_harmonics as sh
+
+_TILE = 512
+_PILOT = 12
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How lines are drawn.
+
+    Parameters
+    ----------
+    n_steps
+        Steps of the flow, one evaluation of the network each.
+    min_confidence
+        Lines with less are drawn again.
+    contrast
+        Classifier-free guidance (Ho & Salimans 2022, doi:10.48550/arXiv.2207.12598): the velocity leaves that of no subject
+        behind by this share of their difference. 0 for none.
+    climb_mm
+        After each step lines climb the field's amplitude along them by this much. 0 for none.
+    least_presence
+        Bundles whose lines are less confident than this in a first small draw are not drawn.
+    """
+
+    n_steps: int = 5
+    min_confidence: float = 0.5
+    contrast: float = 0.0
+    climb_mm: float = 0.0
+    least_presence: float = 0.05
+    most_rounds: int = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A subject, encoded once, and what no subject looks like (where guidance needs it)."""
+
+    subject: Context
+    nobody: Context | None
+
+
+class GenTract:
+    """A trained generator. The subject's field must be in the training space, on `grid` (see `space.training_grid`)."""
+
+    label: ClassVar[str] = "gentract"
+    citation: ClassVar[str] = "sargood2025"
+    is_differentiable: ClassVar[bool] = False
+    space: ClassVar[str] = SPACE
+    order: ClassVar[int] = ORDER
+
+    def __init__(
+        self,
+        network: StreamlineNetwork,
+        source: Source,
+        names: tuple[str, ...],
+        is_simulated: tuple[bool, ...],
+        path: str = "bridge",
+        sampling: Sampling | None = None,
+    ) -> None:
+        self.network = network.eval()
+        self.source, self.names, self.is_simulated = source, names, is_simulated
+        self.path_name, self.path = path, path_of(path)
+        self.sampling = sampling or Sampling()
+
+    @classmethod
+    def from_weights(
+        cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], sampling: Sampling | None = None
+    ) -> GenTract:
+        """What `weights` gave: tensors by name, and their settings."""
+        network = StreamlineNetwork(NetworkSettings.from_record(settings["network"]))
+        inner = {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
+        network.load_state_dict(inner)
+        spread = SourceSettings(**{**settings["source"], "sd_mm": tuple(settings["source"]["sd_mm"])})
+        source = Source(tensors["source.knots"].float(), tensors["source.bundle"].round().long(), spread)
+        stored = Sampling(**settings.get("sampling", {}))
+        names, simulated = tuple(settings["bundles"]), tuple(bool(flag) for flag in settings["is_simulated"])
+        return cls(network, source, names, simulated, settings["path"], sampling or stored)
+
+    def weights(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and settings to store; `from_weights` is the inverse."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {"source.knots": self.source.knots, "source.bundle": self.source.bundle.float()}
+        spread = dataclasses.asdict(self.source.settings)
+        return tensors, {
+            "path": self.path_name,
+            "bundles": list(self.names),
+            "is_simulated": list(self.is_simulated),
+            "network": self.network.settings.record(),
+            "source": {**spread, "sd_mm": list(spread["sd_mm"])},
+            "sampling": dataclasses.asdict(self.sampling),
+        }
+
+    @classmethod
+    def tiny(cls, seed: int = 0) -> GenTract:
+        """A small untrained model of three bundles, for tests: its lines are those of its source, about."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = StreamlineNetwork(NetworkSettings(n_bundles=3, width=16, depth=1, heads=2, encoder=(4, 4, 8)))
+        along = torch.linspace(-1, 1, knotted.N_KNOTS)
+        lines = torch.stack(
+            [torch.stack([30 * along, -20 + 0 * along, 20 + 15 * (1 - along**2)], -1) + shift for shift in range(30)]
+        )
+        bundle = torch.arange(30) % 3
+        lines = lines + 10.0 * bundle[:, None, None] * torch.tensor([0.0, 1.0, 0.0])
+        network.mean[0] = 0.3
+        return cls(
+            network,
+            Source(lines, bundle, SourceSettings()),
+            ("one", "two", "three"),
+            (False,) * 3,
+            sampling=Sampling(n_steps=2, min_confidence=0.0, least_presence=0.0),
+        )
+
+    @property
+    def grid(self) -> ImageGrid:
+        return self.network.grid
+
+    def with_sampling(self, **changes: Any) -> GenTract:
+        """The same model that draws otherwise."""
+        sampling = dataclasses.replace(self.sampling, **changes)
+        return GenTract(self.network, self.source, self.names, self.is_simulated, self.path_name, sampling)
+
+    def to(self, device: torch.device | str) -> GenTract:
+        self.network.to(device)
+        source = Source(self.source.knots.to(device), self.source.bundle.to(device), self.source.settings)
+        return GenTract(self.network, source, self.names, self.is_simulated, self.path_name, self.sampling)
+
+    def parameters(self, grid: ImageGrid | None = None) -> dict[str, Any]:
+        """Facts for the sidecar and the report."""
+        return {
+            "Algorithm": "GenTract",
+            "TrainingSpace": SPACE,
+            "Path": self.path_name,
+            "Bundles": len(self.names),
+            **{key.title().replace("_", ""): value for key, value in dataclasses.asdict(self.sampling).items()},
+        }
+
+    def context(self, field: ShField) -> Seen:
+        """The subject, encoded once. The field's scale does not matter, its grid must be `grid`."""
+        if field.grid.space != SPACE or field.grid.shape != self.grid.shape:
+            raise ValueError(
+                f"The field must be on the training grid {self.grid.shape} of {SPACE}; got {field.grid.shape} of {field.grid.space}."
+            )
+        coeffs = of_order(normalised(field).coeffs, ORDER).float().to(self._device)
+        with torch.no_grad():
+            nobody = self.network.see_nobody() if self.sampling.contrast else None
+            return Seen(self.network.see(coeffs), nobody)
+
+    def nobody(self) -> Seen:
+        """No subject: what the model draws without looking."""
+        with torch.no_grad():
+            return Seen(self.network.see_nobody(), None)
+
+    def sample(
+        self, context: Seen, n: int, generator: torch.Generator, bundles: Sequence[str] | None = None
+    ) -> Iterator[Streamlines]:
+        """``n`` lines of 64 points in the training space (fewer where none are found), in batches.
+
+        ``per_streamline`` has ``confidence`` and ``bundle`` (index into `names`), both (s, 1). The lines depend on the
+        generator alone: they are drawn in tiles of one size, whatever asks for them.
+        """
+        weights = self._weights(context, generator, bundles)
+        found = 0
+        most = self.sampling.most_rounds * -(-n // _TILE)
+        for _ in range(most):
+            if found >= n or not float(weights.sum()):
+                return
+            chosen = torch.multinomial(weights, _TILE, replacement=True, generator=generator)
+            knots, confidence = self._tile(context, chosen, generator)
+            good = (confidence >= self.sampling.min_confidence).nonzero().ravel()[: n - found]
+            found += len(good)
+            if len(good):
+                yield self._lines(knots[good], confidence[good], chosen.to(good.device)[good])
+
+    def draw(
+        self, context: Seen, rows: Int[Tensor, " s"], generator: torch.Generator
+    ) -> tuple[Float[Tensor, "s k 3"], Float[Tensor, " s"]]:
+        """Knots (mm) and confidence of lines that start at given rows of the source, in tiles."""
+        parts = [self._moved(context, part, generator) for part in _padded(rows)]
+        knots, confidence = (torch.cat(both)[: len(rows)] for both in zip(*parts, strict=True))
+        return knots, confidence
+
+    def presence(self, context: Seen, generator: torch.Generator) -> Float[Tensor, " b"]:
+        """Mean confidence of a few lines of each bundle: how likely the subject has it, as far as the model sees."""
+        n_bundles = len(self.names)
+        has = self.source.counts(n_bundles).cpu() > 0
+        bundles = has.nonzero().ravel().repeat_interleave(_PILOT)
+        rows = self.source.rows(
+            bundles.to(self._device), torch.rand(len(bundles), generator=generator).to(self._device)
+        )
+        _, confidence = self.draw(context, rows, generator)
+        total = torch.zeros(n_bundles).index_add_(0, bundles, confidence.cpu())
+        return total / _PILOT
+
+    def spread(
+        self, context: Seen, generator: torch.Generator, n_lines: int = 12, n_repeats: int = 6
+    ) -> Float[Tensor, " b"]:
+        """How far repeated draws of the same lines lie apart, root mean square over knots in mm, for each bundle."""
+        n_bundles = len(self.names)
+        has = (self.source.counts(n_bundles).cpu() > 0).nonzero().ravel()
+        bundles = has.repeat_interleave(n_lines)
+        rows = self.source.rows(
+            bundles.to(self._device), torch.rand(len(bundles), generator=generator).to(self._device)
+        )
+        knots, _ = self.draw(context, rows.repeat_interleave(n_repeats), generator)
+        repeats = knots.reshape(len(has), n_lines, n_repeats, -1, 3)
+        apart = (repeats - repeats.mean(2, keepdim=True)).square().sum(-1).mean((1, 2, 3)) * n_repeats / (n_repeats - 1)
+        out = torch.full((n_bundles,), torch.nan)
+        out[has] = apart.sqrt().cpu()
+        return out
+
+    def why_not(self, field: ShField, mask: Image) -> str | None:
+        """Why this field cannot be generated from, in words for a user; ``None`` if it can. Both on the training grid."""
+        return why_not(field, mask, self.network.mean)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.network.centre.device
+
+    def _weights(self, context: Seen, generator: torch.Generator, bundles: Sequence[str] | None) -> Float[Tensor, " b"]:
+        """How often each bundle is drawn: as in the atlas, those that the subject does not seem to have left out.
+
+        Simulated courses and the atlas's bundles are two pictures of the same anatomy, so only the one that fits is drawn.
+        """
+        weights = self.source.weights(len(self.names)).cpu()
+        if bundles is not None:
+            chosen = torch.tensor([name in bundles for name in self.names])
+            return weights * chosen
+        presence = self.presence(context, generator)
+        simulated = torch.tensor(self.is_simulated)
+        if simulated.any() and not simulated.all():
+            is_simulated = bool(presence[simulated].mean() > presence[~simulated].mean())
+            weights = weights * (simulated == is_simulated)
+        return weights * (presence >= self.sampling.least_presence)
+
+    def _tile(self, context: Seen, bundles: Int[Tensor, " s"], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        uniform = torch.rand(len(bundles), generator=generator)
+        rows = self.source.rows(bundles.to(self._device), uniform.to(self._device))
+        return self._moved(context, rows, generator)
+
+    @torch.no_grad()
+    def _moved(self, context: Seen, rows: Int[Tensor, " s"], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One tile of lines after the flow, and their confidence."""
+        bundle = self.source.bundle[rows]
+        is_bridge = self.path_name == "bridge"
+        if is_bridge:
+            draws = torch.randn(len(rows), len(self.source.settings.sd_mm), 3, generator=generator)
+            start = self.network.to_state(self.source.start(rows, draws.to(self._device)))
+        else:
+            start = torch.randn(len(rows), knotted.N_KNOTS, 3, generator=generator).to(self._device)
+        told = start if is_bridge else None
+
+        def velocity(state: Tensor, time: Tensor) -> Tensor:
+            own = self.network(context.subject, state, time, bundle, told)
+            if not self.sampling.contrast or context.nobody is None:
+                return own
+            return own + self.sampling.contrast * (own - self.network(context.nobody, state, time, bundle, told))
+
+        state = self._flowed(context, velocity, start)
+        logit = self.network.confidence(context.subject, state, bundle, told)
+        return self.network.to_knots(state), logit.sigmoid()
+
+    def _flowed(self, context: Seen, velocity: Prediction, start: Tensor) -> Tensor:
+        state = self.path.sample(velocity, start, self.sampling.n_steps)
+        if not self.sampling.climb_mm:
+            return state
+        knots = climbed(context.subject, self.grid, self.network.to_knots(state), ORDER, self.sampling.climb_mm)
+        return self.network.to_state(knots)
+
+    def _lines(self, knots: Tensor, confidence: Tensor, bundle: Tensor) -> Streamlines:
+        points = knotted.points_of(knots)
+        n, m = points.shape[:2]
+        data = {"confidence": confidence[:, None].float(), "bundle": bundle[:, None]}
+        return Streamlines(points.reshape(-1, 3), torch.arange(0, n * m + 1, m, device=points.device), SPACE, {}, data)
+
+
+def _padded(rows: Int[Tensor, " s"]) -> Iterator[Int[Tensor, " t"]]:
+    """Tiles of one size, the last filled up with its first row."""
+    for part in rows.split(_TILE):
+        yield torch.cat([part, part[:1].expand(_TILE - len(part))])
+
+
+def of_order(coeffs: Float[Tensor, "l i j k"], order: int) -> Float[Tensor, "m i j k"]:
+    """Coefficients cut to an order, or filled up with zeros."""
+    n = sh.n_coefficients(order)
+    if len(coeffs) >= n:
+        return coeffs[:n]
+    return torch.cat([coeffs, coeffs.new_zeros(n - len(coeffs), *coeffs.shape[1:])])
+
+
+def why_not(field: ShField, mask: Image, mean: Float[Tensor, "l i j k"]) -> str | None:
+    """Whether a field looks like those that were trained on: order, field of view, anatomy, directions."""
+    if not bool(torch.isfinite(field.coeffs).all()):
+        return "the orientation field holds values that are not finite"
+    if field.order < 4:
+        return f"the orientation field has order {field.order}, and at least order 4 is needed to tell crossing fibres apart"
+    mean = mean.to(field.coeffs)
+    white = mean[0] > 0.5 * mean[0].max()
+    covered = float((mask.mask & white).sum() / white.sum().clamp_min(1))
+    if covered < 0.85:
+        return f"the scan covers {covered:.0%} of the template's white matter, and the model was trained on whole brains (85 % are needed)"
+    inside = white & mask.mask
+    values = of_order(field.coeffs, 4)[1:15, inside]
+    known = of_order(mean, 4)[1:15, inside]
+    alike = float((values * known).sum() / (values.norm() * known.norm()).clamp_min(1e-12))
+    if alike < 0.35:
+        return (
+            f"the fibre directions agree too little with those of known brains (correlation {alike:.2f}, at least 0.35 is needed): "
+            "the registration to the template or the gradient table may be wrong"
+        )
+    return None
