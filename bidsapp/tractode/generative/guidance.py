@@ -19,6 +19,7 @@ from tractode.ops import spherical_harmonics as sh
 from tractode.ops.interpolate import sample_rows
 
 _N_POINTS = 31
+_N_WAVES = 6
 
 
 def alignment(context: Context, grid: ImageGrid, knots: Float[Tensor, "s k 3"], order: int) -> Float[Tensor, "s p"]:
@@ -39,5 +40,9 @@ def climbed(
         free = knots.detach().requires_grad_()
         total = alignment(context, grid, free, order).mean(1).sum()
         (slope,) = torch.autograd.grad(total, free)
+    # Shifts first, then bends: turning single knots is steepest, and would only roughen the line.
+    waves = knotted.waves(knots.shape[1], _N_WAVES).to(slope)
+    weight = 1 / (1 + torch.arange(_N_WAVES, device=slope.device).square())
+    slope = torch.einsum("km,m,jm,sjc->skc", waves, weight.to(slope), waves, slope)
     size = slope.square().sum(-1).mean(1).sqrt()[:, None, None]
     return knots + step_mm * slope / size.clamp_min(1e-8)
