@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tractode.errors import ConfigurationError
-from tractode.training import loop
+from tractode.errors import ConfigurationError, ResourceUnavailableError
+from tractode.training import devices, loop
 from tractode.training.loop import LoopSettings, fit, losses_of
 
 
@@ -115,3 +117,77 @@ def test_loss_that_is_no_number_stops_before_it_spoils_the_weights(tmp_path: Pat
         fit(problem, LoopSettings(steps=9, checkpoint_every=2), path)
     assert bool(problem.module.weight.isfinite().all())
     assert len(losses_of(path)) == 4
+
+
+TWO = """
+import sys, torch
+from pathlib import Path
+from torch import nn
+from tractode.errors import InputDataError
+from tractode.training.devices import Alone, launch
+from tractode.training.loop import LoopSettings, fit, generator_of, losses_of
+
+SETTINGS = LoopSettings(steps=5, learning_rate=0.1, warm_up=1, average=0.5, minutes=5.0, checkpoint_every=2, seed=3)
+
+class Line:
+    def __init__(self, ranks):
+        torch.manual_seed(0)
+        self.module, self.ranks, self.step = nn.Linear(2, 1), ranks, 0
+        self.module.unused = nn.Parameter(torch.ones(1))
+
+    def loss(self, generator):
+        generators = [generator_of(SETTINGS.seed, self.step, rank) for rank in self.ranks] or [generator]
+        self.step += 1
+        return sum(self.one(g) for g in generators) / len(generators)
+
+    def one(self, generator):
+        x = torch.randn(4, 2, generator=generator)
+        return (self.module(x) - 3 * x.sum(1, keepdim=True)).square().mean()
+
+    def record(self):
+        return {}
+
+def work(workers, device, folder):
+    assert workers.rank == torch.distributed.get_rank()
+    problem = Line([])
+    fit(problem, SETTINGS, folder / "two.safetensors", workers=workers)
+    torch.save(problem.module.state_dict(), folder / f"rank{workers.rank}.pt")
+
+def fail(workers, device):
+    if workers.rank == 1:
+        raise InputDataError("It is broken", id="E-TEST")
+    workers.agreed(0.0)
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    launch(work, 2, torch.device("cpu"), folder)
+    both = Line([0, 1])
+    losses = fit(both, SETTINGS)
+    torch.testing.assert_close(losses_of(folder / "two.safetensors"), torch.tensor(losses))
+    for rank in range(2):
+        for name, value in torch.load(folder / f"rank{rank}.pt").items():
+            torch.testing.assert_close(value, both.module.state_dict()[name], atol=1e-6, rtol=1e-5)
+    one = Line([])
+    fit(one, SETTINGS)
+    assert not torch.allclose(one.module.weight, both.module.weight, rtol=1e-3)
+    try:
+        launch(fail, 2, torch.device("cpu"))
+    except InputDataError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_mean_gradient_and_an_error_of_one_comes_back(tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric")
+    script = tmp_path / "two.py"
+    script.write_text(TWO, encoding="utf-8")
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "[E-TEST] It is broken." in done.stdout
+
+
+def test_several_devices_without_fabric_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ResourceUnavailableError, match="E-TRAIN-FABRIC"):
+        devices.launch(print, 2, torch.device("cpu"))

@@ -2,7 +2,8 @@
 
 I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", ICLR 2019, doi:10.48550/arXiv.1711.05101, with a cosine schedule
 (doi:10.48550/arXiv.1608.03983). Each step draws from a generator of its own, seeded by the run's seed and the step's number,
-so a checkpoint holds weights, the optimiser's moments, a step number and the losses so far, and nothing random.
+so a checkpoint holds weights, the optimiser's moments, a step number and the losses so far, and nothing random. Of several
+processes (`devices`) each has generators of its own, and the first writes.
 
 Averaged weights (B. T. Polyak, A. B. Juditsky, SIAM J Control Optim 1992, doi:10.1137/0330046) decay exponentially; departure:
 the decay begins low, so that the first steps are soon forgotten. Where a run may take a given time only, the schedule follows
@@ -15,7 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from tractode.errors import ConfigurationError
 from tractode.io.atomic import atomic_path
+from tractode.training.devices import Alone
 
 Progress = Callable[[int, int, float], None]
 
@@ -78,40 +80,46 @@ class LoopSettings:
 
 
 def fit(
-    problem: Problem, settings: LoopSettings, checkpoint: Path | None = None, progress: Progress | None = None
+    problem: Problem,
+    settings: LoopSettings,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+    workers: Alone | None = None,
 ) -> list[float]:
-    """Fits ``problem.module`` in place; returns the losses of the steps that this call took.
+    """Fits ``problem.module`` in place; returns the losses of the steps that this call took (of several processes, the mean).
 
     Raises
     ------
     ConfigurationError
         The checkpoint is of a run with other settings, or the loss is no longer a number.
     """
-    module = problem.module
+    module, workers = problem.module, workers or Alone()
     optimiser = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     record = json.dumps({"loop": asdict(settings), "problem": problem.record()}, sort_keys=True)
     state = _State(_Average(module, settings.average) if settings.average else None)
     if checkpoint and checkpoint.is_file():
         _resume(module, optimiser, state, checkpoint, record)
     first, clock = state.step, _Clock(settings.minutes, state.seconds)
-    while state.step < settings.steps and (spent := clock.share()) < 1:
+    saved = first
+    whole, stepper = workers.set_up(_Loss(problem, settings.bfloat16), optimiser)
+    while state.step < settings.steps and (spent := _share(clock, workers)) < 1:
         for group in optimiser.param_groups:
             group["lr"] = settings.rate(state.step, spent)
-        optimiser.zero_grad()
-        with _precision(module, settings):
-            loss = problem.loss(_generator(settings.seed, state.step))
-        loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), settings.largest_gradient)
-        state.losses.append(_checked(float(loss.detach()), state.step))
-        optimiser.step()
+        stepper.zero_grad()
+        loss = whole(generator_of(settings.seed, state.step, workers.rank))
+        workers.descend(loss)
+        state.losses.append(_checked(workers.mean(loss.detach()), state.step))
+        workers.clip(whole, stepper, settings.largest_gradient)
+        stepper.step()
         if state.average:
             state.average.add(module, state.step)
         state.step += 1
         if progress is not None:
             progress(state.step - 1, settings.steps, state.losses[-1])
-        if checkpoint and (state.step % settings.checkpoint_every == 0 or state.step == settings.steps):
+        if state.step % settings.checkpoint_every == 0 and checkpoint and workers.rank == 0:
             _save(module, optimiser, state, checkpoint, record, clock.seconds())
-    if checkpoint and first < state.step < settings.steps:  # time was up
+            saved = state.step
+    if state.step > saved and checkpoint and workers.rank == 0:
         _save(module, optimiser, state, checkpoint, record, clock.seconds())
     if state.average:
         state.average.place(module)
@@ -125,14 +133,28 @@ def losses_of(checkpoint: Path) -> Float[Tensor, " n"]:
     return losses
 
 
-def _generator(seed: int, step: int) -> torch.Generator:
-    # A large odd multiplier keeps the steps of neighbouring seeds apart.
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+def generator_of(seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """The random numbers of one step of one process."""
+    # A large odd multiplier keeps the steps of neighbouring seeds apart, another the processes.
+    return torch.Generator().manual_seed(seed * 1_000_003 + step + rank * 2_654_435_769)
 
 
-def _precision(module: nn.Module, settings: LoopSettings) -> AbstractContextManager[Any]:
-    on_cuda = next(module.parameters()).device.type == "cuda"
-    return torch.autocast("cuda", torch.bfloat16) if settings.bfloat16 and on_cuda else nullcontext()
+class _Loss(nn.Module):
+    """A problem as the module that several processes share: what it gives is the loss."""
+
+    def __init__(self, problem: Problem, bfloat16: bool) -> None:
+        super().__init__()
+        self.module, self.loss = problem.module, problem.loss
+        self.is_mixed = bfloat16 and next(problem.module.parameters()).device.type == "cuda"
+
+    def forward(self, generator: torch.Generator) -> Float[Tensor, ""]:
+        with torch.autocast("cuda", torch.bfloat16) if self.is_mixed else nullcontext():
+            return self.loss(generator)
+
+
+def _share(clock: _Clock, workers: Alone) -> float:
+    """Of the time allowed, as the first process's clock has it."""
+    return workers.agreed(clock.share()) if clock.limit else 0.0
 
 
 def _checked(loss: float, step: int) -> float:
