@@ -71,6 +71,12 @@ class Settings:
         Where streamlines start: see the seedings of `tractode.tracking.seeding`.
     step_mm, angle_deg, min_radius_mm, cutoff, min_length_mm, max_length_mm
         Given to every tracker; ``None`` leaves each its own default.
+    gentract_steps, gentract_min_confidence
+        Steps of the flow, and the confidence (0 to 1) that a generated line must have; ``None`` is as the model was shipped.
+    gentract_bundles
+        Names of bundles to generate; empty means all.
+    gentract_weights
+        Folder of weights to use instead of those that came with the installation.
     act
         Anatomical constraint: tissues from a label or five-tissue image of the participant, or from the template.
     derivatives
@@ -126,6 +132,10 @@ class Settings:
     cutoff: float | None = None
     min_length_mm: float | None = None
     max_length_mm: float | None = None
+    gentract_steps: int | None = None
+    gentract_min_confidence: float | None = None
+    gentract_bundles: tuple[str, ...] = ()
+    gentract_weights: Path | None = None
     act: Literal["none", "labels", "template"] = "none"
     derivatives: tuple[str, ...] = ()
     include: tuple[str, ...] = ()

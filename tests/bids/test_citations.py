@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tractode.bids import citations
+from tractode.generative import GENERATORS
 from tractode.models import MODELS
 from tractode.tracking import TRACKERS
 
@@ -20,7 +21,7 @@ FACTS = {
 }
 
 
-@pytest.mark.parametrize("registry", [MODELS, TRACKERS])
+@pytest.mark.parametrize("registry", [MODELS, TRACKERS, GENERATORS])
 def test_every_method_cites_a_work_that_is_known(registry) -> None:
     for name in registry:
         assert citations.reference(registry[name].citation)["doi"].startswith("10.")
@@ -33,6 +34,14 @@ def test_text_names_what_ran_once() -> None:
     assert "steps of 0.25 mm, at most 60° between steps, amplitude above 0.1" in text
     assert "*MNI152NLin2009aSym* (Fonov et al., 2011; Abraham et al., 2014)" in text
     assert "no correction of distortion" in text
+
+
+def test_generated_streamlines_are_described_as_such() -> None:
+    facts = {"trackers": [{"method": "gentract", "n_streamlines": 500}], "keys": ["sargood2025"]}
+    text = citations.boilerplate(facts)
+    assert "500 streamlines were asked for of a generative model" in text
+    assert "trained on simulated subjects" in text
+    assert {"sargood2025", "lipman2022", "albergo2023"} <= set(citations.citation_keys(facts))
 
 
 def test_what_did_not_run_is_not_cited() -> None:

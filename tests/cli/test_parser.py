@@ -83,6 +83,11 @@ SPELLINGS = [
     (["--min-length-mm", "20"], "min_length_mm", 20.0),
     (["--max-length-mm", "250"], "max_length_mm", 250.0),
     (["--cutoff", "0"], "cutoff", 0.0),
+    (["--gentract-steps", "4"], "gentract_steps", 4),
+    (["--gentract-min-confidence", "0.7"], "gentract_min_confidence", 0.7),
+    (["--gentract-bundles", "AF_L", "CST_R", "AF_L"], "gentract_bundles", ("AF_L", "CST_R")),
+    (["--gentract-weights", "/w"], "gentract_weights", Path("/w")),
+    (["--tracking", "gentract", "sdstream"], "tracking", ("gentract", "sdstream")),
     (["--act", "labels"], "act", "labels"),
     (["--derivatives", "/tmp", "/"], "derivatives", ("/tmp", "/")),
     *[([f"--{name.replace('_', '-')}", "/"], name, ("/",)) for name in ("include", "include_ordered", "exclude")],
@@ -186,6 +191,8 @@ def test_a_label_that_could_be_a_path_is_refused(option: str, label: str) -> Non
         ["--models"],
         ["--tracking", "magic"],
         ["--n-streamlines", "0"],
+        ["--gentract-steps", "0"],
+        ["--gentract-min-confidence", "1.5"],
         ["--anat-modality", "T1W"],
         ["--bval-from-norm", "cube"],
         ["--debug", "everything"],
@@ -229,6 +236,7 @@ def test_missing_positionals(argv: list[str]) -> None:
         ["--output-spaces", "T2w"],
         ["--output-spaces", "anat", "--anat-modality", "none"],
         ["--tracking", "sdstream", "--models", "dti"],
+        ["--tracking", "gentract", "--models", "dti"],
     ],
     ids=" ".join,
 )
@@ -245,6 +253,13 @@ def test_without_an_orientation_model_there_is_no_tracking_and_it_is_said() -> N
     request = parse([*BASE, "--models", "dti"])
     assert request.settings.tracking == ()
     assert any("tractography" in note for note in request.notes)
+
+
+def test_options_of_methods_that_are_not_used_are_said() -> None:
+    assert any("--gentract-steps" in note for note in parse([*BASE, "--gentract-steps", "4"]).notes)
+    alone = parse([*BASE, "--tracking", "gentract", "--step-mm", "0.5"])
+    assert any("--step-mm" in note for note in alone.notes)
+    assert parse([*BASE, "--tracking", "gentract", "sdstream", "--step-mm", "1", "--gentract-steps", "4"]).notes == ()
 
 
 def test_a_region_that_is_not_there_is_said() -> None:

@@ -10,7 +10,7 @@ import torch
 from tractode.errors import InternalError, UsageError
 from tractode.fields import ImageGrid, Streamlines
 from tractode.io.tractogram import read_tractogram, write_tractogram
-from tractode.io.tractogram_stream import stream_to, stream_trx
+from tractode.io.tractogram_stream import read_groups, stream_to, stream_trx
 
 
 def some_lines(n: int, seed: int = 0) -> Streamlines:
@@ -57,6 +57,23 @@ def test_a_trx_file_comes_back_in_batches_with_its_data(tmp_path: Path, oblique_
     assert torch.equal(back.points, lines.points)
     assert torch.equal(back.per_point["colour"], lines.per_point["colour"])
     assert torch.equal(back.per_streamline["weights"], lines.per_streamline["weights"])
+
+
+@pytest.mark.parametrize("extension", ["trx", "tck"])
+def test_groups_are_kept_and_in_nobodys_way(tmp_path: Path, oblique_affine: torch.Tensor, extension: str) -> None:
+    grid, lines, path = ImageGrid((5, 6, 7), oblique_affine, "dwi"), some_lines(9), tmp_path / f"a.{extension}"
+    groups = {"AF_L": torch.tensor([0, 3, 8]), "none": torch.zeros(0, dtype=torch.long), "CC": torch.tensor([1])}
+    with stream_to(path, grid) as out:
+        for part in parts(lines, 4):
+            out.append(part)
+        out.add_groups(groups)
+    back, notes = read_tractogram(path, "dwi")
+    assert notes == []
+    assert torch.equal(back.points, lines.points)
+    if extension == "trx":
+        found = read_groups(path)
+        assert {name: index.tolist() for name, index in found.items()} == {"AF_L": [0, 3, 8], "CC": [1]}
+        assert torch.equal(Streamlines.concatenate(stream_trx(path, "dwi"), "dwi").points, lines.points)
 
 
 @pytest.mark.parametrize("extension", ["trx", "tck"])

@@ -149,7 +149,7 @@ def test_flicker_shows_both_images_in_one_layout_and_refuses_other_grids() -> No
 def test_streamlines_on_the_right_are_drawn_on_the_right_and_in_green(lines: Streamlines) -> None:
     image, mask = lateralised(head_grid("PSR", 12.0))
     box = box_of(image, mask)
-    points, directions = figures_tractogram._dense(lines, 0.5)
+    points, directions = figures_tractogram.dense(lines, 0.5)
     plane = Plane(AXIAL, float(CENTRE[2]), box)
     picture, cover = figures_tractogram.splat(points, directions, plane, 1.0, plane.shape(1.0), box)
     columns = np.argwhere(cover > 0)[:, 1]
@@ -167,7 +167,7 @@ def test_from_behind_the_nearer_of_two_streamlines_hides_the_other() -> None:
     back = torch.tensor([[-10.0, -30.0, 0.0], [10.0, -30.0, 0.0]])  # red
     front = torch.tensor([[0.0, 30.0, -10.0], [0.0, 30.0, 10.0]])  # blue
     both = Streamlines.from_list([(line + CENTRE).to(torch.float32) for line in (back, front)], "head")
-    points, directions = figures_tractogram._dense(both, 0.4)
+    points, directions = figures_tractogram.dense(both, 0.4)
     plane = Plane(CORONAL, 0.0, box)
     picture, _ = figures_tractogram.splat(points, directions, plane, 1.0, plane.shape(1.0), box)
     row, column = int(box.upper[2] - float(CENTRE[2])), int(float(CENTRE[0]) - box.lower[0])
@@ -177,7 +177,7 @@ def test_from_behind_the_nearer_of_two_streamlines_hides_the_other() -> None:
     right = torch.tensor([[30.0, -10.0, 0.0], [30.0, 10.0, 0.0]])  # green, at the right
     left = torch.tensor([[-30.0, 0.0, -10.0], [-30.0, 0.0, 10.0]])  # blue, at the left
     both = Streamlines.from_list([(line + CENTRE).to(torch.float32) for line in (right, left)], "head")
-    points, directions = figures_tractogram._dense(both, 0.4)
+    points, directions = figures_tractogram.dense(both, 0.4)
     plane = Plane(SAGITTAL, 0.0, box)
     picture, _ = figures_tractogram.splat(points, directions, plane, 1.0, plane.shape(1.0), box)
     column = int(float(CENTRE[1]) - box.lower[1])

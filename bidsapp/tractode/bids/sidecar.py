@@ -183,6 +183,37 @@ def tractogram_sidecar(
     return content | _space(space, spatial_reference)
 
 
+def generated_sidecar(
+    track: str,
+    parameters: Mapping[str, Any],
+    sources: Sequence[Path | str],
+    bids_dir: Path | None,
+    *,
+    mask: Path | str,
+    generation: Mapping[str, Any],
+    n_generated: int,
+    n_accepted: int,
+    random_seed: int | None = None,
+) -> dict[str, Any]:
+    """Sidecar of streamlines that a trained model drew whole, with every REQUIRED key of BEP046.
+
+    The draft knows streamlines only as tracked from seeds. What has no counterpart is null or empty here: there are no
+    seeds, no steps and no place where a line had to end. ``generation`` is ours: the key ``StreamlineGeneration``.
+    """
+    content = tractogram_sidecar(
+        track, parameters, sources, bids_dir, seed_mask=mask, mask=mask,
+        n_seeds=0, n_generated=n_generated, n_accepted=n_accepted, random_seed=random_seed,
+    )  # fmt: skip
+    content["Description"] = (
+        "Streamlines generated whole by a trained model given the orientation field, not tracked from seeds; "
+        "points in RAS+ millimetres"
+    )
+    content["StreamlineSeeding"] = {"Sources": [], "AcceptanceCriteria": []}
+    content["StreamlinePropagation"] |= {"IntegrationOrder": None, "AttemptsPerVertex": None}
+    content["StreamlineTermination"]["Masks"] = []
+    return content | {"StreamlineGeneration": dict(generation)}
+
+
 def _amplitude(
     parameters: Mapping[str, Any], sources: Sequence[Path | str], bids_dir: Path | None
 ) -> list[dict[str, Any]]:

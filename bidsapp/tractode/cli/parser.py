@@ -29,8 +29,8 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser(*, needs_positionals: bool = True) -> Parser:
     """The parser. With a configuration file the positional arguments may come from there."""
+    from tractode.interfaces.methods import METHODS
     from tractode.models import MODELS
-    from tractode.tracking import TRACKERS
 
     parser = Parser(
         prog="tractode",
@@ -43,7 +43,7 @@ def build_parser(*, needs_positionals: bool = True) -> Parser:
     parser.add_argument("bids_dir", type=Path, help="root folder of the BIDS dataset; only read", **nargs)
     parser.add_argument("output_dir", type=Path, help="folder for derivatives and reports, outside bids_dir", **nargs)
     parser.add_argument("analysis_level", help="participant (or subject), group (or dataset)", **nargs)
-    options.add_options(parser, tuple(MODELS), tuple(TRACKERS))
+    options.add_options(parser, tuple(MODELS), METHODS)
     return parser
 
 
@@ -133,6 +133,7 @@ def _settled(values: dict[str, Any], asked: frozenset[str], notes: list[str]) ->
         "sessions",
         "models",
         "tracking",
+        "gentract_bundles",
         "output_spaces",
         "tractogram_formats",
         "debug",
@@ -140,7 +141,7 @@ def _settled(values: dict[str, Any], asked: frozenset[str], notes: list[str]) ->
     ):
         if name in values:
             values[name] = tuple(dict.fromkeys(values[name]))
-    for name in ("bids_dir", "output_dir", "work_dir"):
+    for name in ("bids_dir", "output_dir", "work_dir", "gentract_weights"):
         if values.get(name) is not None:
             # Steps run in folders of their own: a relative path would mean something else there.
             values[name] = Path(os.path.abspath(values[name]))

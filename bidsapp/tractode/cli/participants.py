@@ -96,7 +96,25 @@ def _resolved(request: Request) -> tuple[Settings, list[str]]:
         notes.append(
             f"TemplateFlow has no files of {', '.join(settings.output_spaces)}: the built-in {BUILT_IN} is used."
         )
+    notes += _generators(settings)
     return replace(settings, device=device, output_spaces=spaces), notes
+
+
+def _generators(settings: Settings) -> list[str]:
+    """What models of streamlines will be used; raises where their weights are not to be had or a bundle is unknown."""
+    from tractode.interfaces.methods import is_generative
+
+    notes = []
+    for method in filter(is_generative, settings.tracking):
+        from tractode.workflows.tracking import generation_of
+
+        generation = generation_of(settings)
+        model = generation.model(method)
+        notes.append(
+            f"{method}: streamlines of {len(generation.bundles or model.names)} bundles are generated with the weights "
+            f"{generation.weights_facts(method)['Name']}; runs are registered to {model.space} for it."
+        )
+    return notes
 
 
 def _plan(discovery: Discovery, settings: Settings, notes: Sequence[str]) -> Plan:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tractode.cli.words import at_least_zero, one_of, positive, whole
+from tractode.cli.words import at_least_zero, one_of, positive, share, whole
 from tractode.errors import ConfigurationError, MissingInputError
 from tractode.settings import templates_among
 
@@ -14,6 +14,8 @@ SEEDINGS = ("white-matter", "brain", "grid", "interface", "dynamic")
 TISSUES = ("none", "labels", "template")
 WEIGHTS = ("none", "fod", "signal")
 REGIONS = ("include", "include_ordered", "exclude", "sensitivity")
+GENERATION = ("gentract_steps", "gentract_min_confidence", "gentract_bundles", "gentract_weights")
+FOLLOWING = ("seeding", "step_mm", "angle_deg", "min_radius_mm", "cutoff")
 FEATURES = ("streamline_weights", "refine_orientations", *REGIONS)
 
 
@@ -26,7 +28,7 @@ def add_tracking(add: Callable[..., Any], trackers: tuple[str, ...]) -> None:
         type=one_of("tracker", trackers),
         metavar="TRACKER",
         **several,
-        help=f"methods: {', '.join(trackers)} (default: sdstream)",
+        help=f"methods: {', '.join(trackers)} (default: sdstream); gentract generates whole streamlines with a trained model",
     )
     add("--no-tracking", dest="no_tracking", action="store_true", help="no tractography")
     add(
@@ -52,6 +54,7 @@ def add_tracking(add: Callable[..., Any], trackers: tuple[str, ...]) -> None:
         "interface (of grey and white matter; needs --act) or dynamic (where streamlines are still too few)",
     )
     _add_rules(add)
+    _add_generation(add, several)
     _add_regions(add, several)
     _add_features(add, several)
 
@@ -77,6 +80,37 @@ def _add_rules(add: Callable[..., Any]) -> None:
         type=at_least_zero("an amplitude (or FA) of at least 0"),
         metavar="A",
         help="least FOD amplitude, or FA of tensor methods, to follow (default: 0.1; half of it with --act)",
+    )
+
+
+def _add_generation(add: Callable[..., Any], several: dict[str, Any]) -> None:
+    add(
+        "--gentract-steps",
+        dest="gentract_steps",
+        type=whole(1),
+        metavar="N",
+        help="steps of gentract's flow (default: the model's)",
+    )
+    add(
+        "--gentract-min-confidence",
+        dest="gentract_min_confidence",
+        type=share,
+        metavar="P",
+        help="least confidence of a generated streamline, 0 to 1 (default: the model's)",
+    )
+    add(
+        "--gentract-bundles",
+        dest="gentract_bundles",
+        metavar="NAME",
+        **several,
+        help="generate these bundles only (default: all that the model knows; a wrong name is answered with the nearest)",
+    )
+    add(
+        "--gentract-weights",
+        dest="gentract_weights",
+        type=Path,
+        metavar="FOLDER",
+        help="weights to use instead of those shipped, as tractode-train writes them",
     )
 
 
@@ -146,6 +180,7 @@ def check_tracking(values: dict[str, Any], asked: frozenset[str], notes: list[st
         _conflict("--n-seeds and --n-streamlines contradict each other", "E-CONFIG-SEEDS")
     if values.get("min_radius_mm") and values.get("angle_deg"):
         _conflict("--min-radius-mm and --angle-deg contradict each other", "E-CONFIG-ANGLE")
+    _check_generation(values, asked, notes)
     if len(values.get("sensitivity", ())) not in (0, 2):
         _conflict("A sensitivity map needs two regions", "E-CONFIG-SENSITIVITY", "name the two ends of one connection")
     regions = [path for name in REGIONS for path in values.get(name, ())]
@@ -162,6 +197,17 @@ def check_tracking(values: dict[str, Any], asked: frozenset[str], notes: list[st
             raise MissingInputError(
                 "There is no such file or folder", id="E-REGION-MISSING", path=Path(path), fix="check the path"
             )
+
+
+def _check_generation(values: dict[str, Any], asked: frozenset[str], notes: list[str]) -> None:
+    """What is asked of generated streamlines where there are none, and of tracked ones where there are none of these."""
+    trackers = values.get("tracking", ("sdstream",))
+    if "gentract" not in trackers:
+        for name in sorted(asked & set(GENERATION)):
+            notes.append(f"--{name.replace('_', '-')} is for --tracking gentract and has no effect here.")
+    elif len(trackers) == 1:
+        for name in sorted(asked & set(FOLLOWING)):
+            notes.append(f"--{name.replace('_', '-')} is for trackers; gentract follows no steps and takes no seeds.")
 
 
 def _check_fields(values: dict[str, Any], asked: frozenset[str], notes: list[str]) -> None:

@@ -66,6 +66,14 @@ def at_least_zero(what: str) -> Callable[[str], float]:
     return read
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = at_least_zero("a number from 0 to 1")(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
 def threshold(text: str) -> float:
     """A finite b-value of at least zero."""
     return at_least_zero("a b-value (s/mm², at least 0)")(text)

@@ -25,7 +25,7 @@ from tractode.fields.sh import order_of
 from tractode.fields.transform import Chain, resample
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
 from tractode.io.nifti import read_image
-from tractode.io.tractogram_stream import stream_to, stream_trx
+from tractode.io.tractogram_stream import read_groups, stream_to, stream_trx
 from tractode.io.transforms import read_itk
 from tractode.models import MODELS
 from tractode.ops.reorient_fod import Modulation
@@ -300,14 +300,16 @@ def _write_moved(path: Path, source: Path, grid: ImageGrid, backward: Transform,
             moved = part.moved(backward)
             out.append(moved)
             sample.add(moved)
+        out.add_groups(read_groups(source))
 
 
 def _moved_sidecar(source: Path, space: str, reference: str | None) -> dict[str, Any]:
     """The tractogram's own sidecar, with the space it was carried into."""
     content = json.loads(sidecar_of(source).read_text(encoding="utf-8"))
+    made = "generated for" if "StreamlineGeneration" in content else "tracked in"
     return {
         **content,
-        "Description": f"Streamlines carried into {space}; tracked in the scan's own space. Points in RAS+ millimetres",
+        "Description": f"Streamlines carried into {space}; {made} the scan's own space. Points in RAS+ millimetres",
         "Sources": [sidecar.bids_uri(source, None)],
         **({"SpatialReference": reference} if reference else {}),
     }

@@ -139,13 +139,17 @@ class TrackingPlan:
         source = content["StreamlineSeeding"]["Sources"][0]
         source["Description"] = f"Uniform over the {self.seeding_text(has_tensor)}"
         source["Type"] = "Grid" if self.where == "grid" else "Random"
+        self.complete_acceptance(content, regions)
+        if self.with_act:
+            content["StreamlineTermination"]["AnatomicalSegmentation"] = bids_uri(Path(regions[TISSUES]), None)
+
+    def complete_acceptance(self, content: dict[str, Any], regions: dict[str, str]) -> None:
+        """Write regions and tissues, as far as they judge finished lines, into a tractogram's sidecar."""
         accepted = content["StreamlineAcceptanceCriteria"]
         for kind, key in CRITERIA.items():
             accepted[key] = [bids_uri(Path(regions[role]), None) for role in _roles(regions, kind)]
         if self.with_act:
-            segmentation = bids_uri(Path(regions[TISSUES]), None)
-            accepted["AnatomicalSegmentation"] = segmentation
-            content["StreamlineTermination"]["AnatomicalSegmentation"] = segmentation
+            accepted["AnatomicalSegmentation"] = bids_uri(Path(regions[TISSUES]), None)
 
 
 def _roles(regions: dict[str, str], kind: str) -> list[str]:

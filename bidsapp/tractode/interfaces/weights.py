@@ -21,7 +21,7 @@ from tractode.fields.sh import order_of
 from tractode.interfaces.scan import load_scan
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
 from tractode.io.nifti import read_image
-from tractode.io.tractogram_stream import stream_to, stream_trx
+from tractode.io.tractogram_stream import read_groups, stream_to, stream_trx
 from tractode.models.csd import CSD
 from tractode.reports import figures_weights
 from tractode.tracking.streamline_weights import (
@@ -175,6 +175,7 @@ def _write_weighted(path: Path, source: Path, fit: WeightFit, grid: ImageGrid) -
     with stream_to(path, grid) as out:
         for part in _weighted(stream_trx(source, grid.space), fit):
             out.append(part)
+        out.add_groups(read_groups(source))
 
 
 def _weighted(parts: Iterator[Streamlines], fit: WeightFit) -> Iterator[Streamlines]:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from tractode.fields import ImageGrid, Streamlines
 
 FIXED_DATE = (1980, 1, 1, 0, 0, 0)
 COPY_BYTES = 1 << 20
+GROUPS = "groups/"
 
 
 class TractogramStream(ABC):
@@ -40,6 +41,10 @@ class TractogramStream(ABC):
     @abstractmethod
     def append(self, lines: Streamlines) -> None:
         """Write a batch; every batch must carry the same data per point and per streamline."""
+
+    def add_groups(self, groups: Mapping[str, Tensor]) -> None:
+        """Sets of streamlines by name, for formats that can hold them; the others leave them out."""
+        return
 
     @abstractmethod
     def close(self) -> None:
@@ -90,6 +95,11 @@ class TrxStream(TractogramStream):
         self._open = ExitStack()
         self._parts: dict[str, IO[bytes]] = {}
         self._names: set[str] | None = None
+        self._groups: dict[str, Tensor] = {}
+
+    def add_groups(self, groups: Mapping[str, Tensor]) -> None:
+        """Sets of streamlines by name, as the indices of lines that are in the file when it is closed; empty ones are left out."""
+        self._groups |= {name: index.detach().cpu() for name, index in groups.items() if len(index)}
 
     def append(self, lines: Streamlines) -> None:
         data = {f"dpv/{name}": value for name, value in lines.per_point.items()}
@@ -130,6 +140,8 @@ class TrxStream(TractogramStream):
             archive.writestr(_info(f"offsets.{self._offset_type}"), self._offsets().tobytes())
             for name in sorted(self._names or ()):
                 self._copy(archive, name, name)
+            for name, index in sorted(self._groups.items()):
+                archive.writestr(_info(f"groups/{name}.uint32"), index.numpy().astype("<u4").tobytes())
         self.abandon()
 
     @property
@@ -193,10 +205,22 @@ class TckStream(TractogramStream):
         self._file.close()
 
 
+def read_groups(path: Path) -> dict[str, Tensor]:
+    """The groups of a TRX file of ours: name → indices of its streamlines."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.startswith(GROUPS)]
+        arrays = {name: _array(archive.read(name), name).ravel() for name in names}
+    return {
+        name.removeprefix(GROUPS).rpartition(".")[0]: torch.from_numpy(values.astype(np.int64))
+        for name, values in arrays.items()
+    }
+
+
 def stream_trx(path: Path, space: str, batch: int = 50_000) -> Iterator[Streamlines]:
     """A TRX file of ours, ``batch`` streamlines at a time, in order. For files of others see `read_tractogram`."""
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist() if info.filename != "header.json"}
+        members = {name: info for name, info in members.items() if not name.startswith(GROUPS)}
         offsets_name = next(name for name in members if name.startswith("offsets."))
         offsets = _array(archive.read(offsets_name), offsets_name).astype(np.int64).ravel()
         del members[offsets_name]

@@ -27,7 +27,7 @@ from tractode.registration import METRICS
 SHIPPED = Path(tractode.__file__).parent / "weights"
 MODEL, SETTINGS, CARD, SUMS = "model.safetensors", "settings.toml", "card.md", "sha256"
 LARGEST = 16 * 2**20
-VERSIONS = {"contrastive": 1}
+VERSIONS = {"contrastive": 1, "gentract": 1}
 
 
 def shipped(name: str) -> Path:

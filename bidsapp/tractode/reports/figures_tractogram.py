@@ -42,7 +42,7 @@ def static_views(
     box = box_of(background, mask, margin=4.0)
     said = _sentence(streamlines, len(shown), n_total)
     sheet = line_sheet(box, box.centre)
-    points, directions = _dense(shown, sheet.step / _SUPERSAMPLE)
+    points, directions = dense(shown, sheet.step / _SUPERSAMPLE)
     whole = sheet.blank()
     sliced = paint(sheet, background, scale_of(background, "", mask))
     for tile in sheet.tiles:
@@ -98,7 +98,7 @@ def evenly(streamlines: Streamlines, most: int) -> Streamlines:
     return streamlines.select(torch.linspace(0, n - 1, most).round().long().to(streamlines.points.device))
 
 
-def _dense(streamlines: Streamlines, step: float) -> tuple[Float[Tensor, "p 3"], Float[Tensor, "p 3"]]:
+def dense(streamlines: Streamlines, step: float) -> tuple[Float[Tensor, "p 3"], Float[Tensor, "p 3"]]:
     """Points no farther than ``step`` mm apart along every streamline, and the unit direction at each."""
     points = streamlines.points.detach().cpu().to(torch.float32)
     owner = streamlines.streamline_of_point.cpu()

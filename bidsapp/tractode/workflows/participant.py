@@ -10,6 +10,8 @@
           │              └── carry_regions ──┐                       │
           └── fit (one a model) ── refine ── track (one a method) ───┘
                      └── map_sensitivity         └── weigh
+
+Methods that generate streamlines take the place of ``track`` and need the registration too; ``compare`` follows all of them.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ from tractode.contracts import OrientationModel
 from tractode.errors import MissingInputError
 from tractode.interfaces.coregistration import CoregisterToAnat, CoregisterToTemplate
 from tractode.interfaces.distortion import EstimateField
+from tractode.interfaces.generated_comparison import CompareGenerated
+from tractode.interfaces.generation import Generate
+from tractode.interfaces.methods import is_generative, method_of
 from tractode.interfaces.model import FitModel
 from tractode.interfaces.normalisation import NormaliseDwi
 from tractode.interfaces.refinement import RefineOrientations
@@ -41,9 +46,8 @@ from tractode.interfaces.weights import WeightStreamlines
 from tractode.io.dwi import IngestPolicy
 from tractode.models import MODELS
 from tractode.settings import Settings, templates_among
-from tractode.tracking import TRACKERS
 from tractode.workflows.anatomy import Anatomy, AnatomyBuilder
-from tractode.workflows.tracking import plan_of, region_names
+from tractode.workflows.tracking import generation_of, plan_of, region_names
 
 SENSITIVITY_SEEDS, SLOPPY_SEEDS = 50_000, 5_000
 
@@ -93,8 +97,12 @@ class _Builder:
         self.corrections = {correction.run.name: correction for correction in participant.corrections}
         self.fields: dict[tuple[str, ...], pe.Node] = {}
         self.workflow = pe.Workflow(name=f"sub_{participant.label}_wf", base_dir=str(settings.work_dir))
+        self.registered = list(self.templates)
+        if any(map(is_generative, settings.tracking)) and all(one.name != BUILT_IN for one in self.templates):
+            # Models that generate streamlines know one space; nothing is written in it unless it is asked for.
+            self.registered.append(find_template(BUILT_IN))
         # Where only the anatomy is an output space, the built-in template still gives its brain mask.
-        through = self.templates or ([find_template(BUILT_IN)] if self.into_anatomy else [])
+        through = self.registered or ([find_template(BUILT_IN)] if self.into_anatomy else [])
         self.anatomies = AnatomyBuilder(participant, settings, through, self.workflow, self._node)
 
     def _node(self, interface: Step, step: str, run: str, memory_gb: float) -> pe.Node:
@@ -132,7 +140,8 @@ class _Builder:
         links = self._links(run, prepared, anatomy)
         regions = self._regions(run, prepared, links) if settings.tracking else None
         fod = self._orientations(run, prepared, fits)
-        tracks = self._tracks(run, prepared, fod, fits.get("dti"), regions)
+        tracks = self._tracks(run, prepared, fod, fits.get("dti"), regions, links)
+        self._compare(run, prepared, fod, fits.get("dti"), regions, tracks)
         self._weights(run, prepared, fod, tracks)
         self._sensitivity(run, prepared, fits, regions)
         self._normalise(run, fits, tracks, links)
@@ -163,7 +172,7 @@ class _Builder:
         if anatomy is not None:
             return _Links(self._coregister_to_anat(run, prepared, anatomy), anatomy, anatomy.normalised)
         direct = {}
-        for template in self.templates:
+        for template in self.registered:
             interface = CoregisterToTemplate(run=run, template=template)
             node = self._node(interface, f"{run.name}_coregister-{template.name}", run.name, 2.0)
             self.workflow.connect(prepared, "outputs", node, "prepared")
@@ -228,19 +237,51 @@ class _Builder:
         fod: pe.Node | None,
         tensor: pe.Node | None,
         regions: pe.Node | None,
+        links: _Links,
     ) -> dict[str, pe.Node]:
+        """The streamlines of every method, followed or generated."""
         nodes = {}
         for method in self.settings.tracking:
-            track = Track(
-                run=run, method=method, plan=plan_of(self.settings), formats=list(self.settings.tractogram_formats)
-            )
-            node = self._node(track, f"{run.name}_track-{method}", run.name, 2.5)
-            self.workflow.connect(prepared, "outputs", node, "prepared")
-            for source, field in ((fod, "orientations"), (tensor, "tensor"), (regions, "regions")):
+            common = {"run": run, "method": method, "plan": plan_of(self.settings)}
+            common["formats"] = list(self.settings.tractogram_formats)
+            if is_generative(method):
+                step: Step = Generate(**common, generation=generation_of(self.settings), template=self._built_in)
+                node = self._node(step, f"{run.name}_generate-{method}", run.name, 3.0)
+                self._connect_links(links, self._built_in, node)
+            else:
+                node = self._node(Track(**common), f"{run.name}_track-{method}", run.name, 2.5)
+                if tensor is not None:
+                    self.workflow.connect(tensor, "outputs", node, "tensor")
+            for source, field in ((prepared, "prepared"), (fod, "orientations"), (regions, "regions")):
                 if source is not None:
                     self.workflow.connect(source, "outputs", node, field)
             nodes[method] = node
         return nodes
+
+    @property
+    def _built_in(self) -> Template:
+        return next(template for template in self.registered if template.name == BUILT_IN)
+
+    def _compare(
+        self,
+        run: DwiRun,
+        prepared: pe.Node,
+        fod: pe.Node | None,
+        tensor: pe.Node | None,
+        regions: pe.Node | None,
+        tracks: dict[str, pe.Node],
+    ) -> None:
+        """Generated streamlines beside the tracked ones, and both against the scan."""
+        followed = {method: node for method, node in tracks.items() if not is_generative(method)}
+        for method in tracks.keys() - followed.keys():
+            labels = [method_of(name).label for name in followed]
+            step = CompareGenerated(run=run, track=method_of(method).label, tracks=labels)
+            node = self._node(step, f"{run.name}_compare-{method}", run.name, 2.5)
+            sources = [(prepared, "prepared"), (fod, "orientations"), (tensor, "tensor"), (regions, "regions")]
+            for source, field in [*sources, (tracks[method], "generated")]:
+                if source is not None:
+                    self.workflow.connect(source, "outputs", node, field)
+            self._gather(run, f"compared-{method}", followed.values(), node, "tractograms")
 
     def _weights(self, run: DwiRun, prepared: pe.Node, fod: pe.Node | None, tracks: dict[str, pe.Node]) -> None:
         """Weights for the streamlines of every method."""
@@ -249,7 +290,7 @@ class _Builder:
             return
         for method, track in tracks.items():
             interface = WeightStreamlines(
-                run=run, track=TRACKERS[method].label, model=target, formats=list(self.settings.tractogram_formats)
+                run=run, track=method_of(method).label, model=target, formats=list(self.settings.tractogram_formats)
             )
             node = self._node(interface, f"{run.name}_weigh-{method}", run.name, 3.0)
             for source, field in ((prepared, "prepared"), (fod, "orientations"), (track, "tractogram")):
@@ -275,7 +316,7 @@ class _Builder:
         for template in targets:
             space = self.settings.anat_modality if template is None else template.name
             interface = NormaliseDwi(
-                run=run, models=list(fits), tracks=[TRACKERS[name].label for name in tracks],
+                run=run, models=list(fits), tracks=[method_of(name).label for name in tracks],
                 resolution=self.settings.output_resolution or 0.0, modulation=self.settings.fod_modulation,
             )  # fmt: skip
             node = self._node(interface, f"{run.name}_normalise-dwi-{space}", run.name, 2.5)

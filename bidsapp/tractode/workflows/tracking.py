@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from tractode.interfaces.generation_plan import GenerationPlan
 from tractode.interfaces.tracking_plan import TrackingPlan
 from tractode.settings import Settings
 
@@ -24,6 +25,16 @@ def plan_of(settings: Settings) -> TrackingPlan:
         cutoff=settings.cutoff,
         min_length=settings.min_length_mm,
         max_length=settings.max_length_mm,
+    )
+
+
+def generation_of(settings: Settings) -> GenerationPlan:
+    """What every method that generates streamlines is asked for besides."""
+    return GenerationPlan(
+        steps=settings.gentract_steps,
+        min_confidence=settings.gentract_min_confidence,
+        bundles=settings.gentract_bundles,
+        weights=settings.gentract_weights,
     )
 
 

@@ -1,0 +1,48 @@
+"""Every way to streamlines in one list: the trackers that follow a field step by step, and the models that draw whole lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tractode.generative import GENERATORS
+from tractode.tracking import TRACKERS
+
+METHODS = (*TRACKERS, *GENERATORS)
+"""The names of ``--tracking``."""
+
+
+def method_of(name: str) -> Any:
+    """The class behind a name of either kind; its ``label`` and ``citation`` are what files and references use."""
+    return (GENERATORS if name in GENERATORS else TRACKERS)[name]
+
+
+def is_generative(name: str) -> bool:
+    """Whether a method draws whole streamlines from a trained model, and so needs its weights and its space."""
+    return name in GENERATORS
+
+
+def weights_of(name: str, folder: Path | None = None) -> Path:
+    """The folder of a model's weights: the one given, else that which came with the installation."""
+    from tractode.io.weights import shipped
+
+    return folder or shipped(name)
+
+
+def load_generator(
+    name: str, folder: Path | None = None, *, steps: int | None = None, min_confidence: float | None = None
+) -> Any:
+    """A generative tracker with its weights; what is ``None`` is as the weights' settings say.
+
+    Raises
+    ------
+    ResourceUnavailableError, InputDataError
+        The weights are not there, or are not what their sums say.
+    """
+    from tractode.io.weights import read_weights
+
+    tensors, settings = read_weights(weights_of(name, folder))
+    model = GENERATORS[name].from_weights(tensors, settings)
+    given = {"n_steps": steps, "min_confidence": min_confidence}
+    changes = {key: value for key, value in given.items() if value is not None}
+    return model.with_sampling(**changes) if changes else model
