@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tractode.fields import Image, ImageGrid, ShField, Streamlines
@@ -167,7 +167,8 @@ class GenTract:
             raise ValueError(
                 f"The field must be on the training grid {self.grid.shape} of {SPACE}; got {field.grid.shape} of {field.grid.space}."
             )
-        coeffs = of_order(normalised(field).coeffs, ORDER).float().to(self._device)
+        known = ShField(self.grid, of_order(field.coeffs, ORDER).float().to(self._device) * self.visible, ORDER)
+        coeffs = normalised(known).coeffs
         with torch.no_grad():
             nobody = self.network.see_nobody() if self.sampling.contrast else None
             return Seen(self.network.see(coeffs), nobody)
@@ -238,6 +239,11 @@ class GenTract:
     def why_not(self, field: ShField, mask: Image) -> str | None:
         """Why this field cannot be generated from, in words for a user; ``None`` if it can. Both on the training grid."""
         return why_not(field, mask, self.network.mean)
+
+    @property
+    def visible(self) -> Bool[Tensor, "i j k"]:
+        """Where training subjects showed anything: the template's white matter and a little around it."""
+        return self.network.mean[0] != 0
 
     @property
     def _device(self) -> torch.device:

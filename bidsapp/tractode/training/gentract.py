@@ -10,7 +10,7 @@ model owes to the subject can be measured and amplified.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +29,7 @@ from tractode.simulate.tract_subject import TractSubject
 PathName = Literal["bridge", "flow", "diffusion"]
 
 
+@runtime_checkable
 class Subjects(Protocol):
     """Subjects by number, made or read when asked for."""
 
@@ -116,8 +117,6 @@ class LocalProblem:
         rows = seen.kept[chosen.to(self.device)]
         start, shown = self._start(seen, rows, generator)
         ends = self.module.to_state(seen.lines[rows])
-        flip = (torch.rand(len(rows), 1, 1, generator=generator) < 0.5).to(self.device)
-        start, ends = (torch.where(flip, one.flip(1), one) for one in (start, ends))
         path = path_of(self.settings.path)
         state, time, target = path.training_pair(ends, start, generator)
         found = self.module(context, state, time, seen.bundle[rows], start if shown else None)
@@ -194,7 +193,7 @@ class LocalProblem:
 class _Seen:
     """One subject in one step; rows are those of the source."""
 
-    field: Float[Tensor, "l i j k"]
+    field: Float[Tensor, "l _ _ _"]
     lines: Float[Tensor, "s k 3"]
     atlas: Float[Tensor, "s k 3"]
     bundle: Int[Tensor, " s"]
