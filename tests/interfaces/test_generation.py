@@ -274,8 +274,8 @@ def test_bundles_by_name(given: dict, tmp_path: Path, only_files: None, weights:
     lines, _ = read_tractogram(Path(done.outputs["tractogram"]), DWI)
     assert (lines.per_streamline["bundle"] == 1).all()
     assert done.facts["generation"]["BundlesAskedFor"] == ["two"]
-    with pytest.raises(UsageError, match=r"did you mean three"):
-        GenerationPlan(weights=weights, bundles=("threee",)).model("gentract")
+    with pytest.raises(UsageError, match=r"did you mean one"):
+        GenerationPlan(weights=weights, bundles=("on",)).model("gentract")
 
 
 def test_a_name_like_none_is_answered_with_all() -> None:

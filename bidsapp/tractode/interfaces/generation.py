@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from tractode.fields import Image, ImageGrid, ShField, Streamlines
 from tractode.fields.reorient import reoriented
 from tractode.fields.sh import n_coefficients, order_of
 from tractode.fields.transform import Chain, resample
-from tractode.interfaces.generation_plan import GenerationPlan, Tally
+from tractode.interfaces.generation_plan import Tally
 from tractode.interfaces.methods import method_of
 from tractode.interfaces.normalisation import Link
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets
@@ -173,7 +174,7 @@ class Generate(Step):
         generator = self.inputs.job.generator(f"{self.inputs.step}-spread")
         n_lines, n_repeats = SLOPPY_SPREAD if self.inputs.job.sloppy else SPREAD
         found = model.spread(context, generator, n_lines, n_repeats).tolist()
-        return {name: value for name, value in zip(model.names, found, strict=True) if value == value}
+        return {name: value for name, value in zip(model.names, found, strict=True) if math.isfinite(value)}
 
     def _judged(self, lines: Streamlines, transform: Chain, rules: list[Rule], least: float) -> Streamlines:
         """The lines of the model's space that stay, in the scan's."""
