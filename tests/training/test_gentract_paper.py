@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tractode.errors import InputDataError, ResourceUnavailableError
-from tractode.fields import ImageGrid
+from tractode.fields import ImageGrid, ShField
 from tractode.generative.coefficient_vae import CoefficientVaes, VaeSettings
 from tractode.generative.latent_encoder import LatentEncoderSettings
 from tractode.generative.paper_model import PaperModel, PaperSettings
@@ -146,7 +146,7 @@ def test_autoencoders_learn_and_are_compared_with_the_mean() -> None:
     volumes = [torch.stack([torch.sin(axes[0] * k), torch.cos(axes[1] + k)]) for k in (1.0, 1.4)]
     terms = VaeTrainingSettings(crop=16, discriminator_channels=2, discriminator_layers=1)
     problem = VaeProblem(volumes, vaes, terms)
-    losses = fit(problem, LoopSettings(steps=120, learning_rate=1e-2, warm_up=5))
+    losses = fit(problem, LoopSettings(steps=80, learning_rate=1e-2, warm_up=5))
     assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
     with torch.no_grad():
         left = (vaes.reconstructed(volumes[0]) - volumes[0]).abs().mean()
@@ -198,16 +198,16 @@ def test_loss_depends_on_the_generator_alone(heads: list[Head]) -> None:
         PaperProblem([empty], one.model, one.settings).loss(torch.Generator())
 
 
-@pytest.mark.parametrize("paradigm", ["diffusion", "flow_matching"])
-def test_small_recipe_from_end_to_end_looks_at_its_subject(heads: list[Head], paradigm: str) -> None:
+@pytest.mark.parametrize(
+    ("paradigm", "rate"), [pytest.param("diffusion", 4e-3, marks=pytest.mark.slow), ("flow_matching", 2e-3)]
+)
+def test_small_recipe_from_end_to_end_looks_at_its_subject(heads: list[Head], paradigm: str, rate: float) -> None:
     """Autoencoders, then encoder and transformer, on two heads whose one bundle lies left or right."""
     one = problem(heads, replace(TINY, paradigm=paradigm, flow_times="uniform"))  # type: ignore[arg-type]
     vaes = VaeProblem(volumes_of(one.model, heads), one.model.vaes, VaeTrainingSettings(adversarial=0.0, crop=16))
     fit(vaes, LoopSettings(steps=60, learning_rate=5e-3, warm_up=5))
-    fit(one, LoopSettings(steps=400, learning_rate=4e-3, warm_up=20, weight_decay=0.0))
+    fit(one, LoopSettings(steps=400, learning_rate=rate, warm_up=50, weight_decay=0.0))
     grid = training_grid()
-    from tractode.fields import ShField
-
     drawn = [
         one.model.sample(
             one.model.context(ShField(grid, each.coeffs, 6)), 40, torch.Generator().manual_seed(1), n_steps=10
@@ -215,6 +215,5 @@ def test_small_recipe_from_end_to_end_looks_at_its_subject(heads: list[Head], pa
         for each in heads
     ]
     left, right = (float(lines[..., 0].mean()) for lines in drawn)
-    print(paradigm, left, right)
-    assert left < -8
-    assert right > 8
+    assert left < -12
+    assert right > 12

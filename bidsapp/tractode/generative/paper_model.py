@@ -29,7 +29,7 @@ from tractode.generative.transformer import Memory, StreamlineTransformer, Trans
 from tractode.ops import interpolate
 
 Path = Diffusion | FlowMatching
-_TILE = 256
+_TILE = 128
 
 
 @dataclass(frozen=True)
