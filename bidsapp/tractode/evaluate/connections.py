@@ -141,13 +141,16 @@ class _Ends:
 def _end_regions(bundles: Mapping[str, BundleRegions]) -> _Ends:
     names: list[str] = []
     regions: list[tuple[Tensor, ImageGrid]] = []
+    sizes: list[int] = []
     index = []
     for name, bundle in bundles.items():
         for side, region in (("start", bundle.start), ("end", bundle.end)):
-            same = [i for i, (other, _) in enumerate(regions) if torch.equal(other, region)]
+            size = int(region.sum())  # most differ in size already, and need no comparison of every voxel
+            same = [i for i, (other, _) in enumerate(regions) if sizes[i] == size and torch.equal(other, region)]
             if not same:
                 names.append(f"{name}-{side}")
                 regions.append((region, bundle.grid))
+                sizes.append(size)
             index.append(same[0] if same else len(regions) - 1)
     return _Ends(names, regions, index)
 
