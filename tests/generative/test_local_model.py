@@ -208,3 +208,23 @@ def test_refusals_name_the_reason() -> None:
     bad = good.coeffs.clone()
     bad[0, 20, 20, 20] = torch.nan
     assert "finite" in str(why_not(ShField(GRID, bad, 6), whole, mean))
+
+
+def test_lines_between_given_ends_arrive_there_either_way_round() -> None:
+    model = GenTract.tiny()
+    torch.nn.init.normal_(model.network.leave.weight, std=0.1, generator=generator())
+    seen = model.context(field())
+    ends = model.source.knots[[3, 7, 20]][:, [0, -1]] + 4.0
+    ends[1] = ends[1].flip(0)
+    knots_found, confidence = model.between(seen, ends, generator())
+    torch.testing.assert_close(knots_found[:, [0, -1]], ends, atol=1e-3, rtol=0)
+    assert confidence.shape == (3,)
+    middle = (
+        knots_found[:, 8]
+        - torch.where(
+            torch.tensor([False, True, False])[:, None, None],
+            model.source.knots[[3, 7, 20]].flip(1),
+            model.source.knots[[3, 7, 20]],
+        )[:, 8]
+    ).norm(dim=-1)
+    assert float(middle.max()) < 15

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from tractode.fields import Image, ImageGrid, ShField, Streamlines
@@ -200,12 +200,34 @@ class GenTract:
                 yield self._lines(knots[good], confidence[good], chosen.to(good.device)[good])
 
     def draw(
-        self, context: Seen, rows: Int[Tensor, " s"], generator: torch.Generator
+        self,
+        context: Seen,
+        rows: Int[Tensor, " s"],
+        generator: torch.Generator,
+        ends: Float[Tensor, "s 2 3"] | None = None,
     ) -> tuple[Float[Tensor, "s k 3"], Float[Tensor, " s"]]:
-        """Knots (mm) and confidence of lines that start at given rows of the source, in tiles."""
-        parts = [self._moved(context, part, generator) for part in _padded(rows)]
+        """Knots (mm) and confidence of lines that start at given rows of the source, in tiles.
+
+        ``ends`` (mm) are where each line shall begin and end: its end knots go straight there, the others as the network says.
+        """
+        places = [None] * -(-len(rows) // _TILE) if ends is None else list(_padded(ends))
+        parts = [
+            self._moved(context, part, generator, place) for part, place in zip(_padded(rows), places, strict=True)
+        ]
         knots, confidence = (torch.cat(both)[: len(rows)] for both in zip(*parts, strict=True))
         return knots, confidence
+
+    def between(
+        self, context: Seen, ends: Float[Tensor, "s 2 3"], generator: torch.Generator
+    ) -> tuple[Float[Tensor, "s k 3"], Float[Tensor, " s"]]:
+        """A line for each pair of ends (mm), either way round, started at the source's line whose ends are nearest."""
+        own = self.source.knots[:, [0, -1]]
+        direct, turned = (torch.cdist(pairs.flatten(1), own.flatten(1)) for pairs in (ends, ends.flip(1)))
+        is_turned = turned.amin(1) < direct.amin(1)
+        rows = torch.where(is_turned, turned.argmin(1), direct.argmin(1))
+        wanted = torch.where(is_turned[:, None, None], ends.flip(1), ends)
+        knots, confidence = self.draw(context, rows, generator, wanted)
+        return torch.where(is_turned[:, None, None], knots.flip(1), knots), confidence
 
     def presence(self, context: Seen, generator: torch.Generator) -> Float[Tensor, " b"]:
         """Mean confidence of a few lines of each bundle: how likely the subject has it, as far as the model sees."""
@@ -271,7 +293,9 @@ class GenTract:
         return self._moved(context, rows, generator)
 
     @torch.no_grad()
-    def _moved(self, context: Seen, rows: Int[Tensor, " s"], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _moved(
+        self, context: Seen, rows: Int[Tensor, " s"], generator: torch.Generator, ends: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One tile of lines after the flow, and their confidence."""
         bundle = self.source.bundle[rows]
         is_bridge = self.path_name == "bridge"
@@ -284,9 +308,9 @@ class GenTract:
 
         def velocity(state: Tensor, time: Tensor) -> Tensor:
             own = self.network(context.subject, state, time, bundle, told)
-            if not self.sampling.contrast or context.nobody is None:
-                return own
-            return own + self.sampling.contrast * (own - self.network(context.nobody, state, time, bundle, told))
+            if self.sampling.contrast and context.nobody is not None:
+                own = own + self.sampling.contrast * (own - self.network(context.nobody, state, time, bundle, told))
+            return own if ends is None else _to_ends(own, start, self.network.to_state(ends))
 
         state = self._flowed(context, velocity, start)
         logit = self.network.confidence(context.subject, state, bundle, told)
@@ -306,10 +330,20 @@ class GenTract:
         return Streamlines(points.reshape(-1, 3), torch.arange(0, n * m + 1, m, device=points.device), SPACE, {}, data)
 
 
-def _padded(rows: Int[Tensor, " s"]) -> Iterator[Int[Tensor, " t"]]:
+def _padded(rows: Shaped[Tensor, "s *p"]) -> Iterator[Shaped[Tensor, "t *p"]]:
     """Tiles of one size, the last filled up with its first row."""
     for part in rows.split(_TILE):
-        yield torch.cat([part, part[:1].expand(_TILE - len(part))])
+        yield torch.cat([part, part[:1].expand(_TILE - len(part), *part.shape[1:])])
+
+
+def _to_ends(
+    velocity: Float[Tensor, "s k 3"], start: Float[Tensor, "s k 3"], ends: Float[Tensor, "s 2 3"]
+) -> Float[Tensor, "s k 3"]:
+    """The velocity whose end knots arrive where they shall at t = 1; what they need more fades along the line."""
+    k = velocity.shape[1]
+    missing = ends - start[:, [0, -1]] - velocity[:, [0, -1]]
+    fade = torch.linspace(1, 0, k).to(velocity)[:, None] ** 4
+    return velocity + fade * missing[:, :1] + fade.flip(0) * missing[:, 1:]
 
 
 def of_order(coeffs: Float[Tensor, "l i j k"], order: int) -> Float[Tensor, "m i j k"]:
