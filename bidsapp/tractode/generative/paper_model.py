@@ -29,7 +29,7 @@ from tractode.generative.transformer import Memory, StreamlineTransformer, Trans
 from tractode.ops import interpolate
 
 Path = Diffusion | FlowMatching
-_TILE = 128
+_TILE = 64
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ RECIPES: Mapping[str, PaperSettings] = {
         n_coefficients=6,
         spacing_mm=SPACING_MM,
         n_points=16,
-        vae=VaeSettings(channels=(8, 8, 16), n_blocks=1, groups=4),
+        vae=VaeSettings(channels=(4, 8, 16), n_blocks=1, groups=4),
         encoder=LatentEncoderSettings(channels=16, embedding=32),
-        transformer=TransformerSettings(layers=4, width=96, heads=4, feedforward=384),
+        transformer=TransformerSettings(layers=4, width=64, heads=4, feedforward=256),
     ),
 }
 

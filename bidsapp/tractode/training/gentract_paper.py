@@ -86,6 +86,8 @@ class TrainingRecipe:
     loop: LoopSettings
 
 
+Made = dict[tuple[int, int], tuple[Tensor, Tensor]]
+
 # 1,042 subjects, of which 75 % are learned from, in 19 poses, 100 times: the paper's steps.
 RECIPES: dict[str, TrainingRecipe] = {
     "paper": TrainingRecipe(
@@ -100,7 +102,10 @@ RECIPES: dict[str, TrainingRecipe] = {
 
 
 class PaperProblem:
-    """Subjects, and the encoder and transformer to fit on the latents of a model whose autoencoders are fitted."""
+    """Subjects, and the encoder and transformer to fit on the latents of a model whose autoencoders are fitted.
+
+    ``made`` keeps latents and lines of (subject, pose); several problems on the same autoencoders may share one.
+    """
 
     module: Denoiser
 
@@ -110,11 +115,12 @@ class PaperProblem:
         model: PaperModel,
         settings: PaperTrainingSettings | None = None,
         names: Sequence[str] = (),
+        made: Made | None = None,
     ) -> None:
         self.settings = settings or PaperTrainingSettings()
         self.subjects, self.model, self.module, self.names = subjects, model, model.denoiser, list(names)
         self.path: Path = model.settings.path
-        self._seen: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.made: Made = {} if made is None else made
 
     def record(self) -> dict[str, Any]:
         batch = {**asdict(self.settings), "angles_deg": list(self.settings.angles_deg)}
@@ -140,7 +146,7 @@ class PaperProblem:
 
     def seen(self, number: int, pose: int) -> tuple[Float[Tensor, "n c a b d"], Float[Tensor, "s p 3"]]:
         """Latents and scaled lines of a subject in a pose; kept once made."""
-        if (number, pose) not in self._seen:
+        if (number, pose) not in self.made:
             subject, (axis, degrees) = self.subjects[number], self.settings.poses[pose]
             like, grid = self.model.mean, training_grid()
             coeffs, lines = subject.coeffs.to(like), subject.lines[subject.kept].to(like)
@@ -148,8 +154,8 @@ class PaperProblem:
                 raise InputDataError(f"Subject {number} has no streamlines", id="E-TRAIN-EMPTY", needed="one or more")
             coeffs, lines = turned(coeffs, lines, grid, rotation(axis, degrees))
             latents = self.model.latents(ShField(grid, coeffs, ORDER))
-            self._seen[number, pose] = latents, self.model.to_unit(with_points(lines, self.model.settings.n_points))
-        return self._seen[number, pose]
+            self.made[number, pose] = latents, self.model.to_unit(with_points(lines, self.model.settings.n_points))
+        return self.made[number, pose]
 
     def _withheld(self, n: int, generator: torch.Generator) -> Bool[Tensor, " s"] | None:
         if not self.settings.withheld:
