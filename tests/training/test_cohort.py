@@ -17,7 +17,7 @@ from tractode.io.nifti import write_image
 from tractode.io.tractogram_stream import stream_to
 from tractode.io.transforms import write_itk
 from tractode.ops import spherical_harmonics as sh
-from tractode.simulate.bundle_library import BundleLibrary, equally_spaced
+from tractode.simulate.bundle_library import BundleLibrary
 from tractode.training.cohort import Cohort, CohortSettings, is_held_out, nearest
 from tractode.training.cohort_files import find_scans
 
@@ -38,24 +38,6 @@ TO_DWI = affine_to("T1w", "dwi", TURN.mT @ TURN.mT, (-2.0, 5.0, 1.0))
 def here(points: Tensor) -> Tensor:
     """Points of the template in the scan."""
     return TO_DWI.map(TO_T1W.map(points.double())).float()
-
-
-@pytest.fixture(scope="module")
-def library() -> BundleLibrary:
-    """Two bundles of six lines of the atlas, one of the simulator's right where the first is."""
-    along = torch.linspace(-30, 30, 31)
-    curve = torch.stack([along, -20 + 0 * along, 20 - along**2 / 60], -1)
-    curve = equally_spaced(Streamlines(curve, torch.tensor([0, 31]), SPACE))[0]
-    first = torch.stack([curve + torch.tensor([0.0, 2.0 * n, 0.0]) for n in range(6)])
-    other = first + torch.tensor([0.0, 0.0, -35.0])
-    return BundleLibrary(
-        ("Arc_L", "Low_R", "course"),
-        torch.cat([first, other, first + 0.2]),
-        torch.arange(3).repeat_interleave(6),
-        torch.tensor([0, 1, 2]),
-        torch.tensor([False, False, True] * 4 + [False] * 6),
-        torch.tensor([False, False, True]),
-    )
 
 
 def visible() -> Tensor:

@@ -27,3 +27,11 @@ def exit_code_of(command: Callable[[], None]) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for ``type=``."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value

@@ -1,28 +1,25 @@
-"""``tractode-train contrastive LABELMAP… --out FOLDER``: fit a learned model; the same command goes on where it stopped."""
+"""``tractode-train MODEL … --out FOLDER``: fit a learned model; the same command goes on where it stopped."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tractode.cli import train_card, train_contrastive, train_gentract
 from tractode.cli.small_command import Parser, exit_code_of
-from tractode.errors import MissingInputError, ResourceUnavailableError, UsageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tractode.training.contrastive import ContrastiveProblem
-    from tractode.training.loop import LoopSettings
-
-_CHECKPOINT = "checkpoint.safetensors"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``tractode-train``; returns the exit code. Errors are one line on stderr."""
-    return exit_code_of(lambda: _run(_parser().parse_args(argv)))
+    words = list(sys.argv[1:] if argv is None else argv)
+
+    def command() -> None:
+        options = _parser().parse_args(words)
+        options.words = words
+        options.run(options)
+
+    return exit_code_of(command)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,119 +27,10 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = Parser(prog="tractode-train", description=__doc__, allow_abbrev=False)
     kinds = parser.add_subparsers(dest="model", required=True, metavar="MODEL")
-    one = kinds.add_parser("contrastive", help="descriptors that are alike in any two contrasts", allow_abbrev=False)
-    add = one.add_argument
-    add(
-        "labels", metavar="LABELMAP", type=Path, nargs="+", help="label maps with FreeSurfer's codes, about 1 mm, NIfTI"
-    )
-    add("--out", metavar="FOLDER", type=Path, required=True, help="weights, card and checkpoint are written here")
-    add(
-        "--leave-out",
-        metavar="LABELMAP",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="maps to score the result on, not to fit",
-    )
-    add("--steps", type=_positive, default=1200, help="steps of the descent (default: 1200)")
-    add("--learning-rate", type=float, default=3e-3, help="at its highest (default: 0.003)")
-    add("--crop", type=_positive, default=40, help="edge of the crops, voxels of 2 mm (default: 40)")
-    add("--seed", type=int, default=0, help="same seed, same weights on one machine (default: 0)")
-    add("--device", default="cpu", help="cpu, or a GPU such as cuda:0 (default: cpu)")
-    add("--nthreads", metavar="N", type=_positive, default=1, help="processor threads (default: 1)")
+    for one in (train_contrastive, train_gentract, train_card):
+        one.add_parser(kinds)
     parser.add_argument("--version", action="version", version=__version__)
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
-
-
-def _run(options: argparse.Namespace) -> None:
-    for path in (*options.labels, *options.leave_out):
-        if not path.is_file():
-            raise MissingInputError("There is no such file", id="E-TRAIN-LABELS", path=path, needed="a label map")
-    both = {path.resolve() for path in options.labels} & {path.resolve() for path in options.leave_out}
-    if both:
-        raise UsageError(f"{next(iter(both)).name} is both fitted and left out", id="E-TRAIN-LEAVE-OUT")
-    from tractode.cli import environment
-
-    environment.prepare()
-    environment.set_threads(options.nthreads)
-    import torch
-
-    torch.set_num_threads(options.nthreads)
-    if options.device != "cpu" and not torch.cuda.is_available():
-        raise ResourceUnavailableError(
-            f"There is no device {options.device!r} here", id="E-TRAIN-DEVICE", fix="leave --device out"
-        )
-    from tractode.training.contrastive import ContrastiveProblem, ContrastiveSettings
-    from tractode.training.loop import LoopSettings
-
-    problem = ContrastiveProblem(
-        [_read(path) for path in options.labels],
-        [path.name for path in options.labels],
-        settings=ContrastiveSettings(crop=options.crop),
-        device=options.device,
-        seed=options.seed,
-    )
-    loop = LoopSettings(steps=options.steps, learning_rate=options.learning_rate, seed=options.seed)
-    _fit(problem, loop, options.out / _CHECKPOINT)
-    _finish(problem, loop, options)
-
-
-def _read(path: Path) -> Tensor:
-    import torch
-
-    from tractode.io.nifti import read_volume
-
-    return read_volume(path, path.name)[0].values[0].round().to(torch.int64)
-
-
-def _fit(problem: ContrastiveProblem, loop: LoopSettings, checkpoint: Path) -> None:
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn, TimeRemainingColumn
-
-    from tractode.training.loop import fit
-
-    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("fitting", total=loop.steps, loss=float("nan"))
-        smooth = [float("nan")]
-
-        def tell(step: int, steps: int, loss: float) -> None:
-            smooth[0] = loss if smooth[0] != smooth[0] else 0.95 * smooth[0] + 0.05 * loss
-            bar.update(task, completed=step + 1, total=steps, loss=smooth[0])
-
-        fit(problem, loop, checkpoint, tell)
-
-
-def _finish(problem: ContrastiveProblem, loop: LoopSettings, options: argparse.Namespace) -> None:
-    """Weights, and a card with the scores on the people left out."""
-    from dataclasses import asdict
-
-    from tractode.io.weights import read_weights, write_weights
-    from tractode.registration.metrics.contrastive import Contrastive
-    from tractode.training.descriptor_scores import Scores, as_markdown, compare, mean
-
-    record = {**problem.record(), "loop": asdict(loop)}
-    tensors = problem.module.state_dict()
-    write_weights(options.out, tensors, record, "")
-    stored, _ = read_weights(options.out)  # as float16 left them: those are judged
-    learned = Contrastive.from_weights(stored, record["network"])
-    scores: Scores = {}
-    if options.leave_out:
-        scores = mean([compare(learned, _read(path), seed=n) for n, path in enumerate(options.leave_out)])
-    from tractode.training.cards import contrastive_card
-
-    n = sum(tensor.numel() for tensor in tensors.values())
-    table = as_markdown(scores) if scores else "Not scored: no label map was left out."
-    card = contrastive_card(n, record, [path.name for path in options.leave_out], table)
-    write_weights(options.out, tensors, record, card)
-    print(card)
 
 
 if __name__ == "__main__":

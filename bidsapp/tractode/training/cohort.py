@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -121,8 +121,8 @@ class Cohort:
         one, other = (Cohort(scans, self.library, self.visible, self.folder, self.settings) for scans in parts)
         return one, other
 
-    def prepare(self) -> tuple[dict[str, tuple[int, int]], list[LeftOut]]:
-        """Makes what is not made yet. Scans that cannot be used leave the cohort.
+    def prepare(self, tell: Callable[[int], None] | None = None) -> tuple[dict[str, tuple[int, int]], list[LeftOut]]:
+        """Makes what is not made yet, telling the number of each scan. Scans that cannot be used leave the cohort.
 
         Returns
         -------
@@ -135,7 +135,9 @@ class Cohort:
         """
         counts: dict[str, tuple[int, int]] = {}
         left: list[LeftOut] = []
-        for scan in self.scans:
+        for number, scan in enumerate(self.scans):
+            if tell:
+                tell(number)
             try:
                 paired = self.paired(scan)
             except TractodeError as error:

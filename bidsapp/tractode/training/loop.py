@@ -133,6 +133,12 @@ def losses_of(checkpoint: Path) -> Float[Tensor, " n"]:
     return losses
 
 
+def seconds_of(checkpoint: Path) -> float:
+    """The time that the steps up to a checkpoint took."""
+    with safe_open(checkpoint, framework="pt") as stored:
+        return float((stored.metadata() or {}).get("seconds", "0"))
+
+
 def generator_of(seed: int, step: int, rank: int = 0) -> torch.Generator:
     """The random numbers of one step of one process."""
     # A large odd multiplier keeps the steps of neighbouring seeds apart, another the processes.
