@@ -211,7 +211,6 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=64)
     parser.add_argument("--vae-steps", type=int, default=600)
     parser.add_argument("--runs", default="diffusion:4:500,flow_matching:4:500")
-    parser.add_argument("--only-fit", action="store_true")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -220,20 +219,21 @@ def main() -> None:
     cache = SubjectCache(options.subjects, library)
     train = [cache[number] for number in range(options.train)]
     base, vae = fitted_vaes(train, options.work, options.vae_steps)
-    made: Made = {}
-    models = {run: fitted(run, base, train, options.work, made) for run in options.runs.split(",")}
-    if options.only_fit:
-        return
     first = options.first_test or options.train
     truths = [Truth(cache[number], library) for number in range(first, first + options.test)]
     mean = torch.stack([subject.coeffs for subject in train]).mean(0)
+    made: Made = {}
+    runs: Record = {}
+    for run in options.runs.split(","):
+        kept = options.work / f"{run.replace(':', '-')}.judged.json"
+        if not kept.is_file():
+            model, spent = fitted(run, base, train, options.work, made)
+            kept.write_text(json.dumps({"training": spent, **judge(model, truths, mean, options.lines)}))
+        runs[run] = json.loads(kept.read_text())
     record: Record = {
         "atlas": atlas(library, truths, options.lines),
         "vae": vae,
-        "runs": {
-            run: {"training": spent, **judge(model, truths, mean, options.lines)}
-            for run, (model, spent) in models.items()
-        },
+        "runs": runs,
         "valid_within_mm": VALID_MM,
         "train_subjects": options.train,
         "settings": asdict(RECIPES["small"]),

@@ -4,7 +4,7 @@ A. Sargood et al., "GenTract: generative global tractography", arXiv:2511.13183 
 subject a step, 1,024 streamlines (2,048 in the later code), subjects turned by ±15°, ±30° and ±45° about each axis.
 
 Departures: the field's harmonics are turned with the head (the code shows no such step) and both turn about the middle of the
-grid; the learning rate falls to nought (`training/loop.py`), there to a quarter; half precision is not used; at a share of the
+grid; the learning rate falls to nought (`training/loop.py`), there to a quarter; half precision is bfloat16, not float16; at a share of the
 steps nobody is shown (`generative/transformer.py`). Latents are computed once for every subject and pose, as there.
 """
 
@@ -92,7 +92,7 @@ Made = dict[tuple[int, int], tuple[Tensor, Tensor]]
 RECIPES: dict[str, TrainingRecipe] = {
     "paper": TrainingRecipe(
         PaperTrainingSettings(),
-        LoopSettings(steps=100 * 782 * 19, learning_rate=5e-5, warm_up=0, checkpoint_every=5000),
+        LoopSettings(steps=100 * 782 * 19, learning_rate=5e-5, warm_up=0, checkpoint_every=5000, bfloat16=True),
     ),
     "small": TrainingRecipe(
         PaperTrainingSettings(n_lines=192, angles_deg=(), withheld=0.1),
