@@ -24,7 +24,7 @@ import torch
 from landmarks import _to_scan
 from measure import ROOT, meta, watch
 
-from tractode.evaluate.alignment import field_alignment
+from tractode.evaluate.alignment import field_alignment, peaks_along
 from tractode.evaluate.density import map_agreement
 from tractode.evaluate.visitation import visits
 from tractode.fields import Image, ShField, Streamlines
@@ -34,7 +34,6 @@ from tractode.interfaces.methods import load_generator
 from tractode.io.nifti import read_image
 from tractode.io.tractogram import read_tractogram
 from tractode.reports.figures_tractogram import evenly
-from tractode.tracking.peak_field import peak_field
 
 METHODS = ("gentract", "sdstream", "ifod2")
 MOST_LINES = 2000
@@ -66,7 +65,7 @@ class Scan:
             for name in ("model-csd_param-fod_dwimap", "model-tensor_param-fa_dwimap", "desc-brain_mask")
         )
         self.field = ShField(fod.grid, fod.values * mask.mask, order_of(len(fod.values)))
-        self.peaks, self.white = peak_field(self.field), Image(fa.grid, fa.values > 0.2)
+        self.white = Image(fa.grid, fa.values > 0.2)
 
     def lines(self, method: str) -> Streamlines:
         return read_tractogram(self.folder / f"{self.run}_track-{method}_tractogram.trx", self.space)[0]
@@ -75,7 +74,8 @@ class Scan:
         return json.loads((self.folder / f"{self.run}_track-{method}_tractogram.json").read_text())
 
     def judged(self, lines: Streamlines) -> dict[str, Any]:
-        found = field_alignment(evenly(lines, MOST_LINES), self.field, self.peaks, self.white).record()
+        judged = evenly(lines, MOST_LINES)
+        found = field_alignment(judged, self.field, peaks_along(self.field, [judged]), self.white).record()
         inside = self.white.sample(lines.points, "nearest")[:, 0] > 0.5
         return {
             **found,

@@ -10,6 +10,8 @@ import pytest
 
 from tractode.cli.plan import disk_gb, memory_gb
 from tractode.cli.run import main
+from tractode.generative.gentract import GenTract
+from tractode.io.weights import write_weights
 
 OPTIONS = ["participant", "--dry-run", "--device", "cpu", "--output-spaces", "native"]
 
@@ -75,6 +77,36 @@ def test_bad_inputs_are_found_without_a_run(
     assert code == expected
     assert name in err
     assert "model dti: will run" in text, "the other participant's plan is still shown"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("weights")
+    write_weights(folder, *GenTract.tiny(0).weights(), card="tiny")
+    return str(folder)
+
+
+def test_what_is_generated_with_what_is_said(
+    bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], weights: str
+) -> None:
+    words = ["--participant-label", "01", "--tracking", "gentract", "--gentract-weights", weights]
+    code, text, _ = dry_run(capsys, bids, tmp_path / "out", *words)
+    assert code == 0
+    assert "streamlines of 3 bundles are generated" in text
+    assert "streamlines gentract: will be refused: a slab of 8 mm" in text
+    assert "gentract" not in dry_run(capsys, bids, tmp_path / "out", "--participant-label", "01")[1]
+
+
+def test_weights_and_bundles_that_are_not_there_end_the_run_before_it_starts(
+    bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], weights: str
+) -> None:
+    code, _, err = dry_run(capsys, bids, tmp_path, "--tracking", "gentract", "--gentract-weights", str(tmp_path))
+    assert code == 69
+    assert "E-WEIGHTS-MISSING" in err
+    words = ["--tracking", "gentract", "--gentract-weights", weights, "--gentract-bundles", "twoo"]
+    code, _, err = dry_run(capsys, bids, tmp_path / "out", *words)
+    assert code == 64
+    assert "did you mean two" in err
 
 
 def test_estimates_grow_with_the_data() -> None:

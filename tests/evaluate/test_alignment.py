@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tractode.errors import SpaceMismatchError
-from tractode.evaluate.alignment import field_alignment, segments
+from tractode.evaluate.alignment import field_alignment, peaks_along, segments
 from tractode.fields import Image, ImageGrid, ShField, Streamlines
 from tractode.ops import reorient_fod
 from tractode.ops import spherical_harmonics as sh
@@ -49,6 +49,16 @@ def test_directions_at_random_are_one_radian_from_one_axis(field: ShField) -> No
     found = field_alignment(straight(field, FIBRE, (3001,)), field, peak_field(field, n_peaks=1), mask)
     assert found.angle_by_chance == pytest.approx(1.0, abs=0.03)
     assert found.amplitude_by_chance == pytest.approx(float(field.coeffs[0, 0, 0, 0]) / math.sqrt(4 * math.pi), rel=0.1)
+
+
+def test_peaks_are_looked_for_where_lines_run(field: ShField) -> None:
+    lines = straight(field, FIBRE)
+    few, whole = peaks_along(field, [lines]), peak_field(field)
+    seen = few.amplitudes[0] != 0
+    assert 0 < int(seen.sum()) < 20
+    assert torch.equal(few.directions[..., seen], whole.directions[..., seen])
+    mask = Image(field.grid, torch.ones(1, *field.grid.shape, dtype=torch.bool))
+    assert field_alignment(lines, field, few, mask) == field_alignment(lines, field, whole, mask)
 
 
 def test_shares_are_of_length(field: ShField) -> None:

@@ -23,6 +23,7 @@ _N_SH = 45
 _N_SCALAR_MAPS = 10
 _MEAN_LENGTH_MM = 80  # 62 mm on a real scan of 3 mm; rather too much than too little
 _STEP_VOXELS = 0.1
+_SLAB_MM = 100  # no adult brain is less than this in any direction
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class RunPlan:
     n_b0: int = 0
     shells: tuple[tuple[int, int], ...] = ()
     models: dict[str, str | None] = field(default_factory=dict)
+    generation: str = ""
     memory_gb: float = 0.0
     disk_gb: float = 0.0
     problems: tuple[TractodeError, ...] = ()
@@ -153,9 +155,22 @@ def _read_facts(run: Any, settings: Settings) -> dict[str, Any]:
         "n_b0": int(gtab.is_b0.sum()),
         "shells": tuple((round(float(b)), len(index)) for b, index in gtab.shells()),
         "models": {name: MODELS[name].why_not(gtab) for name in settings.models},
+        "generation": _generation(settings, shape, voxel_sizes),
         "memory_gb": memory_gb(shape),
         "disk_gb": disk_gb(shape, voxel_sizes, settings.n_streamlines * n_tracts),
     }
+
+
+def _generation(settings: Settings, shape: tuple[int, ...], voxel_sizes: tuple[float, ...]) -> str:
+    """What the header tells of generated streamlines; the scan itself is looked at in the run."""
+    from tractode.interfaces.methods import is_generative
+
+    methods = [name for name in settings.tracking if is_generative(name)]
+    if not methods:
+        return ""
+    least = min(n * size for n, size in zip(shape[:3], voxel_sizes, strict=True))
+    fate = "will run if the registration passes" if least >= _SLAB_MM else f"will be refused: a slab of {least:.0f} mm"
+    return f"streamlines {', '.join(methods)}: {fate}"
 
 
 def read_table(run: Any, settings: Settings) -> tuple[tuple[int, ...], tuple[float, ...], Any]:
@@ -218,5 +233,6 @@ def _run_lines(run: RunPlan) -> list[str]:
             f"    model {name}: {'will run' if why is None else f'will not run: {why}'}"
             for name, why in run.models.items()
         ]
+        lines += [f"    {run.generation}"] if run.generation else []
         lines.append(f"    memory about {run.memory_gb:.1f} GiB, disk about {run.disk_gb:.2f} GiB")
     return lines

@@ -8,6 +8,7 @@ nearer to any line, the same mean for directions at random at the same places st
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor
 from tractode.errors import SpaceMismatchError
 from tractode.fields import Image, PeakField, ShField, Streamlines
 from tractode.tracking.amplitude import amplitudes
-from tractode.tracking.sampling import ComponentTable
+from tractode.tracking.peak_field import peak_field
+from tractode.tracking.sampling import ComponentTable, nearest_index
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,16 @@ def field_alignment(lines: Streamlines, field: ShField, peaks: PeakField, white:
         amplitude=mean(amplitudes(table, middle, direction)),
         amplitude_by_chance=mean(amplitudes(table, middle, random)),
     )
+
+
+def peaks_along(field: ShField, tractograms: Sequence[Streamlines]) -> PeakField:
+    """The three largest peaks of every voxel that any of the lines runs through, and of no other: searching takes time."""
+    is_seen = torch.zeros(field.grid.n_voxels, dtype=torch.bool)
+    for lines in tractograms:
+        middle, *_ = segments(lines)
+        index, is_inside = nearest_index(field.grid.shape, field.grid.to_voxel(middle).mT.contiguous())
+        is_seen[index[is_inside]] = True
+    return peak_field(ShField(field.grid, field.coeffs * is_seen.reshape(field.grid.shape), field.order))
 
 
 def segments(lines: Streamlines) -> tuple[Float[Tensor, "m 3"], Float[Tensor, "m 3"], Float[Tensor, " m"]]:

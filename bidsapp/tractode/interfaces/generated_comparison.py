@@ -15,7 +15,7 @@ from torch import Tensor
 from tractode.bids import sidecar
 from tractode.bids.manifest import StepWriter
 from tractode.bids.names import derivative
-from tractode.evaluate.alignment import field_alignment
+from tractode.evaluate.alignment import field_alignment, peaks_along
 from tractode.evaluate.density import map_agreement
 from tractode.evaluate.visitation import visits
 from tractode.fields import Image, ImageGrid, ShField
@@ -28,7 +28,6 @@ from tractode.preprocess import five_tissue
 from tractode.reports import figures_generation
 from tractode.reports.figures_tractogram import evenly
 from tractode.reports.sample import StreamlineSample
-from tractode.tracking.peak_field import peak_field
 
 MOST_LINES = 2000
 """Lines of each method that are held against the orientations, evenly spread over the file."""
@@ -73,16 +72,19 @@ class CompareGenerated(Step):
         mask, _ = read_image(Path(self.inputs.prepared["mask"]), space)
         image, _ = read_image(Path(self.inputs.orientations["fod"]), space)
         field = ShField(image.grid, image.values * mask.mask, order_of(len(image.values)))
-        peaks, white = peak_field(field), self._white(mask, space)
+        white = self._white(mask, space)
         found: dict[str, dict[str, Any]] = {}
         counts: dict[str, Int[Tensor, "i j k"]] = {}
         samples: dict[str, StreamlineSample] = {}
         for label, path in self._files().items():
             counts[label], samples[label] = _seen(path, mask.grid)
-            lines = evenly(samples[label].lines, MOST_LINES)
+        judged = {label: evenly(sample.lines, MOST_LINES) for label, sample in samples.items()}
+        peaks = peaks_along(field, list(judged.values()))
+        for label, lines in judged.items():
+            alignment = field_alignment(lines, field, peaks, white).record()
             found[label] = {
                 "streamlines": samples[label].n_seen,
-                "alignment": {"lines": len(lines), **field_alignment(lines, field, peaks, white).record()},
+                "alignment": {"lines": len(lines), **alignment},
             }
         for label in self.inputs.tracks:
             agreement = asdict(map_agreement(counts[self.inputs.track], counts[label]))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Int
 from nipype.interfaces.base import traits
 from torch import Tensor
 
@@ -146,10 +147,13 @@ class Generate(Step):
         drawing, found = model.with_sampling(min_confidence=0.0), 0
         for part in drawing.sample(context, most, generator, self._bundles()):
             plain = _plain(part)
+            kept, row = self._judged(plain, transform, rules, model.sampling.min_confidence)
+            if (
+                len(kept) >= wanted - found
+            ):  # what was drawn after the last one needed was not left out, it was not asked for
+                kept, row = kept.select(torch.arange(wanted - found)), row[: wanted - found]
+                plain = plain.select(torch.arange(int(row[-1]) + 1))
             tally.add_drawn(plain)
-            kept = self._judged(plain, transform, rules, model.sampling.min_confidence)
-            if len(kept) > wanted - found:
-                kept = kept.select(torch.arange(wanted - found))
             found += len(kept)
             if len(kept):
                 tally.add_kept(kept, ~lookup.contains(kept.points.mT.contiguous()))
@@ -176,20 +180,21 @@ class Generate(Step):
         found = model.spread(context, generator, n_lines, n_repeats).tolist()
         return {name: value for name, value in zip(model.names, found, strict=True) if math.isfinite(value)}
 
-    def _judged(self, lines: Streamlines, transform: Chain, rules: list[Rule], least: float) -> Streamlines:
-        """The lines of the model's space that stay, in the scan's."""
+    def _judged(
+        self, lines: Streamlines, transform: Chain, rules: list[Rule], least: float
+    ) -> tuple[Streamlines, Int[Tensor, " k"]]:
+        """The lines of the model's space that stay, in the scan's, and which ones they are."""
         plan: TrackingPlan = self.inputs.plan
-        sure = lines.per_streamline["confidence"] >= least
-        here = lines.select(sure.nonzero().ravel()).moved(transform)
+        row = (lines.per_streamline["confidence"] >= least).nonzero().ravel()
+        here = lines.select(row).moved(transform)
         if not plan.with_act:  # else the tissues cut the lines first, and judge their lengths after it
             length = here.lengths()
-            fits = (length >= (plan.min_length or 0.0)) & (length <= (plan.max_length or torch.inf))
-            here = here.select(fits.nonzero().ravel())
+            fits = ((length >= (plan.min_length or 0.0)) & (length <= (plan.max_length or torch.inf))).nonzero().ravel()
+            here, row = here.select(fits), row[fits]
         # Rules look at a line from its seed outwards; a generated line has none, and its middle takes that part.
-        data = {**here.per_streamline, "seed_point": here.n_points // 2}
-        kept = apply_all(rules, Streamlines(here.points, here.offsets, here.space, here.per_point, data))
-        data = {name: value for name, value in kept.per_streamline.items() if name != "seed_point"}
-        return Streamlines(kept.points, kept.offsets, kept.space, kept.per_point, data)
+        kept = apply_all(rules, _with_data(here, {**here.per_streamline, "seed_point": here.n_points // 2, "row": row}))
+        names = here.per_streamline.keys()
+        return _with_data(kept, {name: kept.per_streamline[name] for name in names}), kept.per_streamline["row"]
 
     def _rules(self, mask: Image) -> list[Rule]:
         plan, fa = self.inputs.plan, None
@@ -318,6 +323,10 @@ def _plain(lines: Streamlines) -> Streamlines:
         "bundle": data["bundle"].detach().cpu().reshape(len(lines)).to(torch.int32),
     }
     return Streamlines(lines.points.detach().cpu().float(), lines.offsets.cpu(), lines.space, {}, kept)
+
+
+def _with_data(lines: Streamlines, data: dict[str, Tensor]) -> Streamlines:
+    return Streamlines(lines.points, lines.offsets, lines.space, lines.per_point, data)
 
 
 def _copy(path: Path, source: Path, grid: ImageGrid) -> None:

@@ -131,12 +131,12 @@ def comparison_table(comparison: Mapping[str, Any], *, run: str, track: str) -> 
     """
     columns = (
         ("in white matter", lambda a: f"{a['in_white_matter']:.0%}", "in_white_matter"),
-        ("angle to the nearest peak", lambda a: f"{a['angle_deg']:.1f}°", "angle_deg"),
+        ("angle to nearest peak", lambda a: f"{a['angle_deg']:.1f}°", "angle_deg"),
         ("… by chance", lambda a: f"{a['angle_by_chance_deg']:.1f}°", "angle_by_chance_deg"),
         ("FOD along the lines", lambda a: f"{a['amplitude']:.3f}", "amplitude"),
         ("… by chance", lambda a: f"{a['amplitude_by_chance']:.3f}", "amplitude_by_chance"),
     )
-    head = "".join(f"<th>{escape(title)}</th>" for title, *_ in (("Method",), *columns, ("density, correlation",)))
+    head = "".join(f"<th>{escape(title)}</th>" for title, *_ in (("Method",), *columns, ("density",)))
     body = ""
     for name, facts in comparison.items():
         alignment, density = facts["alignment"], facts.get("density")
@@ -148,7 +148,7 @@ def comparison_table(comparison: Mapping[str, Any], *, run: str, track: str) -> 
     caption = (
         "Means over the length of the lines. White matter: where FA is above 0.2, or the tissue map says so. Peaks: the largest three of each voxel; chance: random directions at the "
         "same places. Trackers follow the peaks by construction, the model does not, so its angle is larger; what matters is how far it is from chance. "
-        f"Density: correlation, over voxels that either visits, of the number of lines with that of {track}; since the model draws its own bundles in its own numbers, 1 is not to be expected."
+        f"Density: the correlation, over voxels that either visits, of the number of lines with that of {track}; since the model draws its own bundles in its own numbers, 1 is not to be expected."
     )
     name = stem(run, f"{track}comparison", "tractogram")
     return Reportlet(name, SECTION, "Against the scan", caption, f'<div class="scroll">{table}</div>', "html", run)
