@@ -18,12 +18,12 @@ from tractode.generative.gentract import GenTract
 from tractode.generative.paper_model import PaperModel
 from tractode.generative.space import training_grid
 from tractode.generative.streamline_network import NetworkSettings
-from tractode.io.weights import read_weights
+from tractode.io.weights import read_weights, shipped
 from tractode.simulate.bundle_library import BundleLibrary
 from tractode.simulate.tissues import Anatomy
 from tractode.simulate.tract_subject import TractSubject, TractSubjectSettings
 from tractode.training import gentract_recipes, subject_pool, tract_subjects
-from tractode.training.cards import gentract_card, is_hcp1065, tables_of
+from tractode.training.cards import ATLAS_LICENCE, gentract_card, is_hcp1065, tables_of
 from tractode.training.gentract import GenTractSettings
 from tractode.training.gentract_recipes import RECIPES, LocalRecipe, PublishedRecipe, recipe_of
 from tractode.training.subject_pool import Makers, Mixed, Synthetic, cache_of, pool_of
@@ -212,3 +212,10 @@ def test_options_are_those_of_the_recipes() -> None:
     assert set(train_gentract.RECIPES) == set(RECIPES)
     assert train_gentract.PATHS == gentract_recipes.PATHS
     assert subject_pool.TractSubjectSettings().seed == 0
+
+
+def test_terms_lie_where_the_shipped_weights_are_and_the_package_says_so() -> None:
+    assert (shipped("gentract") / "LICENSE").read_text(encoding="utf-8") == ATLAS_LICENCE
+    metadata = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert metadata["license"] == "Apache-2.0 AND CC-BY-SA-4.0"
+    assert "bidsapp/tractode/weights/*/LICENSE" in metadata["license-files"]
