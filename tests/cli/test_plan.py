@@ -103,7 +103,7 @@ def test_weights_and_bundles_that_are_not_there_end_the_run_before_it_starts(
     code, _, err = dry_run(capsys, bids, tmp_path, "--tracking", "gentract", "--gentract-weights", str(tmp_path))
     assert code == 69
     assert "E-WEIGHTS-MISSING" in err
-    words = ["--tracking", "gentract", "--gentract-weights", weights, "--gentract-bundles", "twoo"]
+    words = ["--tracking", "gentract", "--gentract-weights", weights, "--gentract-bundles", "tw"]
     code, _, err = dry_run(capsys, bids, tmp_path / "out", *words)
     assert code == 64
     assert "did you mean two" in err

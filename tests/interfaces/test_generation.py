@@ -165,7 +165,7 @@ def test_the_sidecar_says_what_made_the_lines(given: dict, tmp_path: Path, weigh
     made = content["StreamlineGeneration"]
     sums = (weights / "sha256").read_text()
     assert made["Weights"]["Name"] == "tiny-1"
-    assert f"{made['Weights']['SHA256']}  model.safetensors" in sums
+    assert {f"{digest}  {name}" for name, digest in made["Weights"]["SHA256"].items()} == set(sums.splitlines())
     assert made["Space"] == BUILT_IN
     assert made["Registration"] == f"scan → T1w → {BUILT_IN}"
     rows = made["Bundles"]

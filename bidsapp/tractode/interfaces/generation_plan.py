@@ -15,8 +15,7 @@ from torch import Tensor
 from tractode.errors import UsageError
 from tractode.fields import Streamlines
 from tractode.interfaces.methods import load_generator, weights_of
-from tractode.io.weights import MODEL, SUMS
-from tractode.io.weights import SETTINGS as WEIGHTS_SETTINGS
+from tractode.io.weights import stored_sums
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class GenerationPlan:
     def files(self, method: str) -> list[Path]:
         """The files of the weights that decide the result."""
         folder = weights_of(method, self.weights)
-        return [folder / name for name in (MODEL, WEIGHTS_SETTINGS)]
+        return [folder / name for name in stored_sums(folder)]
 
     def model(self, method: str) -> Any:
         """The model with its weights, ready to draw as asked.
@@ -49,11 +48,10 @@ class GenerationPlan:
         check_bundles(self.bundles, model.names)
         return model
 
-    def weights_facts(self, method: str) -> dict[str, str]:
-        """Name and sha256 of the weights."""
+    def weights_facts(self, method: str) -> dict[str, Any]:
+        """The name of the weights, and the sha256 of each of their files."""
         folder = weights_of(method, self.weights)
-        lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
-        return {"Name": folder.name, "SHA256": next(line[:64] for line in lines if line[66:] == MODEL)}
+        return {"Name": folder.name, "SHA256": stored_sums(folder)}
 
 
 def check_bundles(asked: Sequence[str], known: Sequence[str]) -> None:

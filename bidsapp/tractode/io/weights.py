@@ -84,7 +84,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     InputDataError
         A file is not what its sum says, or not safetensors.
     """
-    sums = _sums(folder)
+    sums = stored_sums(folder)
     missing = [name for name in (SETTINGS, *sums) if not (folder / name).is_file()]
     if missing or not sums:
         raise ResourceUnavailableError(
@@ -112,7 +112,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}, settings
 
 
-def _sums(folder: Path) -> dict[str, str]:
+def stored_sums(folder: Path) -> dict[str, str]:
     """The sha256 of every file that must be there; empty unless settings and a model are among them."""
     try:
         lines = (folder / SUMS).read_text(encoding="ascii").splitlines()

@@ -41,8 +41,9 @@ def bundle_panel(
     rows, least = generation["Bundles"], float(generation["MinimumConfidence"])
     kept, drawn = (sum(row[key] for row in rows) for key in ("Accepted", "Generated"))
     weights = generation["Weights"]
+    sums = ", ".join(f"{digest[:12]}…" for name, digest in weights["SHA256"].items() if name.endswith(".safetensors"))
     caption = (
-        f"{WHAT_IT_IS} {method} with the weights {weights['Name']} (sha256 {weights['SHA256'][:12]}…) drew {drawn:,} lines in {generation['Space']}, where the scan was brought by "
+        f"{WHAT_IT_IS} {method} with the weights {weights['Name']} (sha256 {sums}) drew {drawn:,} lines in {generation['Space']}, where the scan was brought by "
         f"registration ({generation['Registration']}); {kept:,} were kept. Histogram: the model's probability that a line is one of this participant's, for every line drawn; "
         f"those below {least:g} (dashed) were left out. {generation['StreamlinesLeavingBrainMask']:,} of the lines kept leave the brain mask somewhere, with "
         f"{generation['ShareOfPointsOutsideBrainMask']:.1%} of all points outside; they were not cut."
