@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
     from tractode.io.weights import read_weights, write_card
     from tractode.training.cards import gentract_card
 
-    tensors, settings = read_weights(options.weights)
+    _, settings = read_weights(options.weights)
     if "training" not in settings:
         raise InputDataError(
             "These weights do not say how they were trained",
@@ -31,8 +31,7 @@ def run(options: argparse.Namespace) -> None:
             path=options.weights,
             needed="weights of tractode-train gentract",
         )
-    n = sum(tensor.numel() for name, tensor in tensors.items() if not name.startswith("source."))
-    card = gentract_card(n, settings["training"], metrics_of(options.metrics) if options.metrics else None)
+    card = gentract_card(settings["training"], metrics_of(options.metrics) if options.metrics else None)
     write_card(options.weights, card)
     print(card)
 

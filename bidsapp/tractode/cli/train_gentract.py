@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tractode.training.loop import Progress
     from tractode.training.subject_pool import Synthetic
 
+_NOT_LEARNED = ("source.knots", "source.bundle", "network.mean", "mean", "deviation")
 RECIPES, PATHS = ("local", "small", "paper"), ("bridge", "flow", "diffusion")
 
 
@@ -220,8 +221,8 @@ def _finish(
     from tractode.training.cards import ATLAS_LICENCE, gentract_card
 
     training = _facts(job, device, losses)
-    n = sum(tensor.numel() for name, tensor in tensors.items() if not name.startswith("source."))
-    card = gentract_card(n, training)
+    training["n_parameters"] = sum(tensor.numel() for name, tensor in tensors.items() if name not in _NOT_LEARNED)
+    card = gentract_card(training)
     licence = ATLAS_LICENCE if training["is_hcp1065"] else ""
     write_weights(job.options.out, tensors, {**settings, "training": training}, card, licence)
     print(card)
@@ -244,7 +245,7 @@ def _facts(job: Job, device: torch.device, losses: dict[str, float]) -> dict[str
     return {
         "recipe": options.recipe,
         **facts_of(job.recipe),
-        "command": shlex.join(["tractode-train", *options.words]),
+        "command": shlex.join(["tractode-train", *(_bare(word) for word in options.words)]),
         "atlas": options.atlas.resolve().name,
         "is_hcp1065": is_hcp1065(job.library.names),
         "n_bundles": len(job.library.names),
@@ -265,9 +266,15 @@ def _facts(job: Job, device: torch.device, losses: dict[str, float]) -> dict[str
     }
 
 
+def _bare(word: str) -> str:
+    """A path's last name: where it lies on one machine is nobody else's business."""
+    return Path(word).name if "/" in word else word
+
+
 def _name(device: torch.device, n: int) -> str:
     import torch
 
     if device.type == "cuda":
         return f"{n} × {torch.cuda.get_device_name(device)}"
-    return f"{n} process(es) of {torch.get_num_threads()} processor thread(s)"
+    threads = n * torch.get_num_threads()
+    return f"{threads} processor thread{'s' if threads > 1 else ''}"

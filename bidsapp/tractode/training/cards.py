@@ -59,7 +59,7 @@ def is_hcp1065(names: Sequence[str]) -> bool:
     return sum(bool(_FAMILIES.match(name)) for name in names) > 0.5 * len(names)
 
 
-def gentract_card(n_parameters: int, training: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> str:
+def gentract_card(training: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> str:
     """The card of a generator of streamlines.
 
     Parameters
@@ -77,7 +77,7 @@ def gentract_card(n_parameters: int, training: Mapping[str, Any], metrics: Mappi
     )
     return f"""# Generative tractography ({training["recipe"]})
 
-A network of {n_parameters:,} parameters that draws whole streamlines of {training["n_bundles"]} known bundles, given a participant's fibre orientations in the
+A network of {training["n_parameters"]:,} parameters that draws whole streamlines of {training["n_bundles"]} known bundles, given a participant's fibre orientations in the
 space MNI152NLin2009aSym (theory: `docs/theory/gentract.md`; published idea: Sargood et al. 2025, doi:10.48550/arXiv.2511.13183).
 
 **Use.** `tractode … --tracking gentract`, or `GenTract.from_weights(*read_weights(folder))`. For research on noisy or coarse scans of whole adult brains;
@@ -85,7 +85,7 @@ not for anything about a person's health, and not for surgery.
 
 **Licence and data.** {_licence_words(training)}
 
-**Training.** {_subjects_words(training)} {training["steps"]:,} steps in {training["minutes"]:.0f} minutes on {training["device"]},
+**Training.** {_subjects_words(training)} {training["steps"]:,} steps in {training["minutes"]:.3g} minutes on {training["device"]},
 seed {training["seed"]}, path `{training["path"]}`, torch {training["torch"]}:
 
 ```
