@@ -10,9 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 
+def reach(sigma: float) -> int:
+    """How many voxels a Gaussian of ``sigma`` voxels reaches to either side."""
+    return max(1, math.ceil(3 * sigma))
+
+
 def gaussian_kernel(sigma: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " t"]:
     """A Gaussian of ``sigma`` voxels, cut at 3 sigma, of sum 1."""
-    radius = max(1, math.ceil(3 * sigma))
+    radius = reach(sigma)
     x = torch.arange(-radius, radius + 1, dtype=dtype, device=device)
     weights = torch.exp(-0.5 * (x / sigma) ** 2)
     return weights / weights.sum()

@@ -7,6 +7,7 @@ of its fibres there, as concentrated as they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -74,6 +75,16 @@ def splat(grid: ImageGrid, points: Float[Tensor, "p 3"], values: Float[Tensor, "
 
 def dyadics(grid: ImageGrid, lines: Streamlines, smoothing_mm: float) -> Float[Tensor, "6 i j k"]:
     """Sum of the fibres' dyadic tensors (trace: mm of fibre per mm³), smoothed."""
+    box, tensor = dyadics_nearby(grid, lines, smoothing_mm)
+    whole = torch.zeros(6, *grid.shape, dtype=tensor.dtype)
+    whole[(slice(None), *box)] = tensor
+    return whole
+
+
+def dyadics_nearby(
+    grid: ImageGrid, lines: Streamlines, smoothing_mm: float
+) -> tuple[tuple[slice, slice, slice], Float[Tensor, "6 r s t"]]:
+    """`dyadics` in the smallest box of voxels beyond which they are zero."""
     owner = lines.streamline_of_point
     points = lines.points.double()
     step = points.diff(dim=0)
@@ -82,8 +93,30 @@ def dyadics(grid: ImageGrid, lines: Streamlines, smoothing_mm: float) -> Float[T
     length = step.norm(dim=-1, keepdim=True).clamp(min=1e-9)
     outer = symmetric.from_matrix((step / length)[:, :, None] * step[:, None, :])
     size = grid.voxel_sizes
-    total = splat(grid, middle, outer) / (size[0] * size[1] * size[2])
-    return smooth.gaussian(total, tuple(smoothing_mm / edge for edge in size), border="zero")  # type: ignore[arg-type]
+    sigma = (smoothing_mm / size[0], smoothing_mm / size[1], smoothing_mm / size[2])
+    box = _box(grid, middle, sigma)
+    affine = grid.affine.clone()
+    affine[:3, 3] = grid.to_world(torch.tensor([part.start for part in box], dtype=torch.float64))
+    shape = tuple(part.stop - part.start for part in box)
+    nearby = ImageGrid((shape[0], shape[1], shape[2]), affine, grid.space)
+    total = splat(nearby, middle, outer) / (size[0] * size[1] * size[2])
+    return box, smooth.gaussian(total, sigma, border="zero")
+
+
+def _box(
+    grid: ImageGrid, points: Float[Tensor, "p 3"], sigma_vox: tuple[float, float, float]
+) -> tuple[slice, slice, slice]:
+    """The voxels that points reach after smoothing; at least one voxel, wherever they are."""
+    low, high = [0, 0, 0], [1, 1, 1]
+    if len(points):
+        position = grid.to_voxel(points)
+        for axis, sigma in enumerate(sigma_vox):
+            reach, n = smooth.reach(sigma) if sigma > 0 else 0, grid.shape[axis]
+            first, last = math.floor(float(position[:, axis].min())), math.floor(float(position[:, axis].max())) + 1
+            # At least two voxels where there are two: a single one is taken for a flat image and not smoothed.
+            low[axis] = min(max(0, first - reach), max(0, n - 2))
+            high[axis] = max(min(n, low[axis] + 2), min(n, last + reach + 1))
+    return slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +165,9 @@ def fibre_field(
 
 
 def _population(grid: ImageGrid, lines: Streamlines, brain: Bool[Tensor, " v"], settings: FibreSettings) -> _Population:
-    tensor = dyadics(grid, lines, settings.smoothing_mm).reshape(6, -1).mT
+    box, nearby = dyadics_nearby(grid, lines, settings.smoothing_mm)
+    place = torch.arange(grid.n_voxels).reshape(grid.shape)[box].reshape(-1)
+    tensor = nearby.reshape(6, -1).mT
     density = symmetric.trace(tensor)
     # Typical of the places where its fibres are: each voxel counts as often as fibres pass it.
     inside = density[density > 0]
@@ -143,10 +178,10 @@ def _population(grid: ImageGrid, lines: Streamlines, brain: Bool[Tensor, " v"], 
         else inside.new_ones(())
     )
     occupancy = 1 - torch.exp(-density / (settings.thin * typical))
-    index = ((occupancy > 0.02) & brain).nonzero().ravel()
-    values, vectors = symmetric.eigen(tensor[index] / density[index, None])
+    chosen = ((occupancy > 0.02) & brain[place]).nonzero().ravel()
+    values, vectors = symmetric.eigen(tensor[chosen] / density[chosen, None])
     mean_square = (values[:, 0] + settings.coherence - 1).clamp(0.4, settings.coherence)
-    return _Population(index, vectors[:, :, 0], mean_square, occupancy[index])
+    return _Population(place[chosen], vectors[:, :, 0], mean_square, occupancy[chosen])
 
 
 def _with_room(

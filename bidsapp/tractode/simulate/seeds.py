@@ -25,6 +25,9 @@ PURPOSES = (
     "FLAIR noise",
     "FLAIR bias",
     "session pose",
+    "bundle variation",
+    "tract scan",
+    "tract noise",
 )
 
 

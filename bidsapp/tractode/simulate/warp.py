@@ -62,16 +62,16 @@ def participant_warp(
 ) -> Chain:
     """Points of ``subject_space`` → points of the template: affine, then individual flow, then asymmetry's flow."""
     settings = settings or WarpSettings()
-    grid = _velocity_grid(template, settings.grid_mm)
+    grid = velocity_grid(template, settings.grid_mm)
     aligned, symmetric = f"{subject_space}_aligned", f"{subject_space}_shaped"
-    pose = _head_position(subject_space, aligned, generator, settings)
-    shape = Flow(_random_velocity(grid.renamed(aligned), generator, settings), aligned, symmetric, steps=_STEPS)
+    pose = head_position(subject_space, aligned, generator, settings)
+    shape = Flow(random_velocity(grid.renamed(aligned), generator, settings), aligned, symmetric, steps=_STEPS)
     amount = settings.asymmetry * (1 + 0.1 * float(torch.randn(1, generator=generator).clamp(-2, 2)))
     torque = Flow(_asymmetric_velocity(grid.renamed(symmetric), amount), symmetric, template.space, steps=_STEPS)
     return Chain((pose, shape, torque))
 
 
-def _velocity_grid(template: ImageGrid, spacing: float) -> ImageGrid:
+def velocity_grid(template: ImageGrid, spacing: float) -> ImageGrid:
     """A coarse grid over the template and 24 mm around it."""
     corner = torch.tensor([[0.0, 0, 0], [n - 1 for n in template.shape]], dtype=torch.float64)
     low, high = template.to_world(corner).sort(dim=0).values
@@ -82,7 +82,7 @@ def _velocity_grid(template: ImageGrid, spacing: float) -> ImageGrid:
     return ImageGrid((int(shape[0]), int(shape[1]), int(shape[2])), affine, template.space)
 
 
-def _head_position(source: str, target: str, generator: torch.Generator, settings: WarpSettings) -> Affine:
+def head_position(source: str, target: str, generator: torch.Generator, settings: WarpSettings) -> Affine:
     """Rotation, translation and a different size along each axis."""
     draw = torch.randn(9, generator=generator, dtype=torch.float64).clamp(-2, 2)
     angles = draw[:3] * torch.deg2rad(torch.tensor(settings.rotation_deg, dtype=torch.float64))
@@ -95,7 +95,7 @@ def _head_position(source: str, target: str, generator: torch.Generator, setting
     return Affine(matrix, source, target)
 
 
-def _random_velocity(grid: ImageGrid, generator: torch.Generator, settings: WarpSettings) -> VelocityField:
+def random_velocity(grid: ImageGrid, generator: torch.Generator, settings: WarpSettings) -> VelocityField:
     """White noise smoothed to the correlation length, of the given root-mean-square length, fading at the border."""
     noise = torch.randn(3, *grid.shape, generator=generator, dtype=torch.float64)
     sigma = settings.shape_sigma_mm / settings.grid_mm
