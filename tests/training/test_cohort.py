@@ -122,6 +122,21 @@ def derivatives(tmp_path_factory: pytest.TempPathFactory, library: BundleLibrary
     return root
 
 
+def test_scans_whose_names_begin_alike_keep_their_own_files(tmp_path: Path, library: BundleLibrary) -> None:
+    folder = tmp_path / "sub-1" / "dwi"
+    folder.mkdir(parents=True)
+    direct = Affine(TO_DWI.matrix @ TO_T1W.matrix, SPACE, "dwi")
+    for name in ("sub-1", "sub-1_run-2"):
+        write_fod(folder, name, torch.eye(4, dtype=torch.float64))
+        write_transforms(folder, name, direct, ("dwi", SPACE))
+        write_lines(folder / f"{name}_track-ifod2_tractogram.tck", library.lines[:1])
+    for scan in find_scans([tmp_path])[0]:
+        assert all(
+            path.name.startswith((f"{scan.name}_track", f"{scan.name}_from", f"{scan.name}_model"))
+            for path in scan.files()
+        )
+
+
 SETTINGS = CohortSettings(views=2, fewest=2)
 
 

@@ -117,10 +117,11 @@ def _scans_of(participant: Path, pattern: str) -> Iterator[Scan | LeftOut]:
     fods = [path for folder in folders for path in sorted(folder.glob(f"*{_FOD}")) if "_space-" not in path.name]
     if not fods:
         yield LeftOut(participant.name, f"has no …{_FOD}")
-    for fod in fods:
-        name = fod.name.removesuffix(_FOD)
+    names = [fod.name.removesuffix(_FOD) for fod in fods]
+    for fod, name in zip(fods, names, strict=True):
+        longer = tuple(f"{other}_" for other in names if other.startswith(f"{name}_"))
         try:
-            yield _scan(participant, fod, name, pattern)
+            yield _scan(participant, fod, name, pattern, longer)
         except _LackingError as error:
             yield LeftOut(name, str(error))
 
@@ -129,10 +130,12 @@ class _LackingError(Exception):
     """A piece of a scan is not there; the text goes on after the scan's name."""
 
 
-def _scan(participant: Path, fod: Path, name: str, pattern: str) -> Scan:
+def _scan(participant: Path, fod: Path, name: str, pattern: str, longer: tuple[str, ...]) -> Scan:
+    """``longer`` are the beginnings of names of other scans that begin like this one's."""
     _check_encoding(fod)
     folder = fod.parent
-    lines = tuple(path for path in _unique(folder, name) if fnmatch(path.name, pattern))
+    own = [path for path in _unique(folder, name) if not path.name.startswith(longer)]
+    lines = tuple(path for path in own if fnmatch(path.name, pattern))
     if not lines:
         raise _LackingError(f"has no tractogram in its own space that matches {pattern!r}")
     anat = (folder.parent / "anat", participant / "anat")
