@@ -8,7 +8,8 @@ Prints one JSON object. Every record of a subject is kept in the work folder, so
 
 ``baselines``  the atlas's lines (those not held out) as they are (``atlas``: the head's middle on the template's, no turn, no
                warp), by the affine part of the app's registration, and carried by the whole of it (``atlas_registered``);
-               ``…_present`` is told which bundles exist, ``…_spread`` varies its lines as the generator's start is varied
+               ``…_present`` is told which bundles exist, ``…_spread`` varies its lines as the generator's start is varied;
+               ``ceiling`` in the tables: the same lines where they truly run in the subject, in the bundles that exist
 ``conditioning``  ours with the subject's field (``right``), with another's, the mean of the training subjects, none: all of it
                (``other`` comes with the other's registration), or only what the model sees (``…_field_only``)
 ``comparisons``  ours less ``atlas_registered``, and ``right`` less the other conditions: paired differences, 95 % intervals
@@ -27,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gentract_cases import load, load_library, shifted
 from gentract_lines import Drawer
 from gentract_parts import (
     ATLAS,
+    CEILING,
     QUALITIES,
     SHOWN,
     Bench,
@@ -43,13 +44,25 @@ from gentract_parts import (
 )
 from gentract_scores import Record, acceptance, paired, summary
 from gentract_speed import speed
+from gentract_subjects import load, load_library, shifted, whole_library
 from gentract_trackers import LOCAL, available
-from gentract_warp import slope, warped_bundle
+from gentract_warp import ASKED, slope, warped_bundle
 from measure import meta
 
-from tractode.io.weights import VERSIONS, shipped
+from tractode.io.weights import SUMS, VERSIONS, shipped
 
-PARTS = ("trackers", "atlas", "ours", "conditioning", "noise_start", "warped", "sampling", "calibration", "speed")
+PARTS = (
+    "trackers",
+    "trackers_20mm",
+    "atlas",
+    "ours",
+    "conditioning",
+    "noise_start",
+    "warped",
+    "sampling",
+    "calibration",
+    "speed",
+)
 COMPARED = ("valid_rate", "overlap", "overreach", "mdf_mm", "mdf_backward_mm", "bundles_found_share")
 MAIN, HARD = "base", "lowres_noise"
 
@@ -72,6 +85,9 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, help="folder; those shipped by default")
     parser.add_argument("--weights-flow", type=Path, help="the same network trained from noise by flow matching")
     parser.add_argument("--weights-diffusion", type=Path, help="the same network trained from noise by diffusion")
+    parser.add_argument("--warped-subjects", type=int, default=10)
+    parser.add_argument("--asked", type=float, nargs="*", default=list(ASKED), help="mm that a bundle is shifted by")
+    parser.add_argument("--ready", action="store_true", help="compute with the subjects that are made already")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -91,14 +107,17 @@ def made_ready(arguments: argparse.Namespace) -> Bench:
         "gentract_diffusion": arguments.weights_diffusion,
     }
     folder = arguments.work / "lines"
-    drawers = {name: Drawer(folder, path) for name, path in weights.items() if path is not None and path.is_dir()}
+    drawers = {
+        name: Drawer(folder, path) for name, path in weights.items() if path is not None and (path / SUMS).is_file()
+    }
     return Bench(
         arguments.work,
         load_library(),
         tuple(range(arguments.subjects)),
         arguments.lines,
         arguments.few,
-        lambda number, quality: load(arguments.work, number, quality),
+        lambda number, quality: load(arguments.work / "cases", number, quality),
+        lambda number: whole_library(arguments.work / "cases", number),
         drawers,
     )
 
@@ -115,7 +134,7 @@ class Result:
         every = self.bench.numbers
         self.bench.numbers = every[self.arguments.first :] + every[: self.arguments.first]
         for part in PARTS:
-            if part in wanted and (self.has_ours or part in ("trackers", "atlas")):
+            if part in wanted and (self.has_ours or part in ("trackers", "trackers_20mm", "atlas")):
                 self._compute(part)
         self.bench.numbers, self.bench.is_frozen = every, True
         result = self._kept_from_others()
@@ -135,12 +154,25 @@ class Result:
 
     def _compute(self, part: str) -> None:
         bench, qualities = self.bench, self.arguments.qualities
-        tabled = {"trackers": available(), "atlas": ATLAS, "ours": ("gentract",), "noise_start": self._from_noise()}
+        local = {
+            is_long: tuple(name for name in available() if bool(LOCAL[name].lengths) == is_long)
+            for is_long in (True, False)
+        }
+        tabled = {
+            "trackers": local[False],
+            "trackers_20mm": local[True],
+            "atlas": (*ATLAS, CEILING),
+            "ours": ("gentract",),
+            "noise_start": self._from_noise(),
+        }
         if part in tabled:
+            every = bench.numbers
             for quality in sorted(qualities, key=(HARD, MAIN, "noise", "lowres").index):
+                bench.numbers = tuple(n for n in every if self._is_ready(n, quality))
                 table(bench, quality, tabled[part])
+            bench.numbers = every
         elif part == "warped":
-            warped_bundle(bench, "lowres", self._shifted)
+            self._warped()
         elif part == "speed":
             self._speed()
         else:
@@ -152,11 +184,19 @@ class Result:
             if part == "sampling":
                 invariance(bench, MAIN)
 
+    def _is_ready(self, number: int, quality: str) -> bool:
+        made = self.arguments.work / "cases" / f"case-{number:02d}-{quality}.pt"
+        return made.is_file() or not self.arguments.ready
+
+    def _warped(self) -> dict[int, Record]:
+        numbers = tuple(range(self.arguments.warped_subjects))
+        return warped_bundle(self.bench, numbers, "lowres", self._shifted, tuple(self.arguments.asked))
+
     def _from_noise(self) -> tuple[str, ...]:
         return tuple(name for name in self.bench.drawers if name != "gentract")
 
     def _shifted(self, number: int, quality: str, name: str, vector: tuple[float, float, float]) -> Any:
-        return shifted(self.arguments.work, number, quality, name, vector)
+        return shifted(self.arguments.work / "cases", number, quality, name, vector)
 
     def _speed(self) -> Record | None:
         weights = self.arguments.weights or shipped("gentract")
@@ -164,7 +204,7 @@ class Result:
         return self.bench.kept(f"speed/{self.bench.ours().hash}-n{self.arguments.speed_lines}", make)
 
     def _tables(self) -> Record:
-        methods = (*LOCAL, *ATLAS, *self.bench.drawers)
+        methods = (*LOCAL, *ATLAS, CEILING, *self.bench.drawers)
         self.records = {quality: table(self.bench, quality, methods) for quality in QUALITIES}
         return {
             quality: {method: summary(list(found.values())) for method, found in rows.items() if found}
@@ -212,7 +252,7 @@ class Result:
         result: Record = {"sampling": {**parts, "invariance": invariance(bench, MAIN)}}
         calibrated = {q: calibration(bench, q) for q in (MAIN, HARD)}
         result["calibration"] = {q: calibration_summary(found) for q, found in calibrated.items() if found}
-        moved = warped_bundle(bench, "lowres", self._shifted) if self._has_warped() else {}
+        moved = self._warped() if self._has_warped() else {}
         if moved:
             result["warped_bundle"] = {**slope(moved), "middle": slope(moved, "middle_moved_mm"), "subjects": moved}
         if (timed := self._speed()) is not None:

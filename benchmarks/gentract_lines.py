@@ -67,10 +67,13 @@ class Made:
         return dataclasses.replace(self, lines=bare.moved(transform.inverse()))
 
 
-def atlas_lines(library: BundleLibrary, n: int, bundles: set[str], seed: int = SEED, spread: bool = False) -> Made:
+def atlas_lines(
+    library: BundleLibrary, n: int, bundles: set[str], seed: int = SEED, spread: bool = False, own: Tensor | None = None
+) -> Made:
     """``n`` lines of the library that are not held out, drawn as generators draw them, of the given bundles.
 
-    No line is taken twice before all of its bundle are taken. ``spread`` shifts and bends each as the generator's start is.
+    No line is taken twice before all of its bundle are taken. ``spread`` shifts and bends each as the generator's start is;
+    ``own`` are the library's lines as they run in a person, to take in their place.
     """
     generator = torch.Generator().manual_seed(seed)
     free = ~library.is_held_out & torch.tensor([name in bundles for name in library.names])[library.bundle]
@@ -83,7 +86,7 @@ def atlas_lines(library: BundleLibrary, n: int, bundles: set[str], seed: int = S
         many = [own[torch.randperm(len(own), generator=generator)] for _ in range(-(-int(wanted[index]) // len(own)))]
         rows.append(torch.cat(many)[: int(wanted[index])])
     chosen = torch.cat(rows)
-    knots = knotted.knots_of(library.lines[chosen])
+    knots = knotted.knots_of((library.lines if own is None else own)[chosen])
     if spread:
         draws = torch.randn(len(chosen), 4, 3, generator=generator)
         knots = knots + knotted.smooth_noise(draws, (1.5, 1.0, 0.7, 0.5))

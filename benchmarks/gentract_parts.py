@@ -20,11 +20,12 @@ from torch import Tensor
 
 from tractode.evaluate.bundle_distance import resampled
 from tractode.evaluate.calibration import discrimination, reliability
-from tractode.fields import Streamlines
+from tractode.fields import Streamlines, Transform
 from tractode.simulate.bundle_library import BundleLibrary
 
 QUALITIES = ("base", "noise", "lowres", "lowres_noise")
 ATLAS = ("atlas", "atlas_affine", "atlas_registered", "atlas_registered_present", "atlas_registered_spread")
+CEILING = "ceiling"
 SHOWN = ("other", "mean", "none", "other_field_only", "mean_field_only", "none_field_only")
 STEPS = (1, 2, 4, 6, 10, 25, 50)
 GUIDANCE: dict[str, dict[str, float]] = {
@@ -38,7 +39,8 @@ GUIDANCE: dict[str, dict[str, float]] = {
 
 @dataclass
 class Bench:
-    """What every part needs. ``load`` gives a test subject at a quality, ``drawers`` a generator by the method's name.
+    """What every part needs. ``load`` gives a test subject at a quality, ``whole`` all lines of the library as they run in it and
+    the way from its scan to there, ``drawers`` a generator by the method's name.
 
     While ``is_frozen`` nothing is computed: parts gather what there is.
     """
@@ -49,6 +51,7 @@ class Bench:
     n_lines: int
     n_few: int
     load: Callable[[int, str], Case]
+    whole: Callable[[int], tuple[Tensor, Transform]]
     drawers: dict[str, Drawer] = field(default_factory=dict)
     is_frozen: bool = False
 
@@ -81,7 +84,7 @@ def table(bench: Bench, quality: str, methods: Sequence[str]) -> dict[str, dict[
     """The scores of each method in each subject at one quality; subjects outermost, so that each is read once."""
     found: dict[str, dict[int, Record]] = {method: {} for method in methods}
     for number in bench.numbers:
-        case = _Late(bench, number, quality)
+        case = Late(bench, number, quality)
         for method in methods:
             name = f"tables/{quality}/{bench.folder(method)}/{number}"
             record = bench.kept(name, lambda m=method, c=case: _scores(bench, m, c()))
@@ -94,7 +97,7 @@ def _put(found: dict[int, Record], number: int, record: Record | None) -> None:
         found[number] = record
 
 
-class _Late:
+class Late:
     """A test subject, read when it is first asked for."""
 
     def __init__(self, bench: Bench, number: int, quality: str) -> None:
@@ -116,6 +119,9 @@ def _made(bench: Bench, method: str, case: Case) -> Made:
         return Made(track(method, case.fod, case.white, bench.n_lines, seed=case.number + 1))
     if method in ATLAS:
         return _atlas(bench, method, case)
+    if method == CEILING:
+        own, way = bench.whole(case.number)
+        return atlas_lines(bench.library, bench.n_lines, set(case.regions), own=own).carried(way)
     return drawn(bench, method, case).carried(case.registered)
 
 
@@ -139,7 +145,7 @@ def _atlas(bench: Bench, method: str, case: Case) -> Made:
 
 
 def drawn(bench: Bench, method: str, case: Case, n: int | None = None, **sampling: Any) -> Made:
-    """A generator's lines for the subject's own field, in the training space."""
+    """A generator's lines for the subject's own field, in the training space; ``sampling`` also takes ``bundles``."""
     name = f"{case.quality}/{case.number}"
     return bench.drawers[method].made(case.field, name, n or bench.n_lines, **sampling)
 
@@ -148,8 +154,8 @@ def conditioning(bench: Bench, quality: str) -> dict[str, dict[int, Record]]:
     """Ours with something else than the subject's field: another's, the mean, none; all of it, or only what the model sees."""
     found: dict[str, dict[int, Record]] = {name: {} for name in SHOWN}
     for place, number in enumerate(bench.numbers):
-        case = _Late(bench, number, quality)
-        other = _Late(bench, bench.numbers[(place + 1) % len(bench.numbers)], quality)
+        case = Late(bench, number, quality)
+        other = Late(bench, bench.numbers[(place + 1) % len(bench.numbers)], quality)
         for shown in SHOWN:
             name = f"conditioning/{quality}/{bench.folder('gentract')}/{shown}/{number}"
             _put(found[shown], number, bench.kept(name, lambda s=shown, c=case, o=other: _shown(bench, s, c(), o)))
@@ -175,12 +181,12 @@ def _shown(bench: Bench, shown: str, case: Case, other: Callable[[], Case]) -> R
 
 
 def sampling(bench: Bench, quality: str) -> dict[str, dict[int, Record]]:
-    """Fewer lines, with more or fewer steps, and with guidance."""
+    """Fewer lines, with more or fewer steps, and with guidance; all are told which bundles exist."""
     ways: dict[str, dict[str, Any]] = {f"steps/{n}": {"n_steps": n} for n in STEPS}
     ways |= {f"guidance/{name}": change for name, change in GUIDANCE.items()}
     found: dict[str, dict[int, Record]] = {name: {} for name in ways}
     for number in bench.numbers:
-        case = _Late(bench, number, quality)
+        case = Late(bench, number, quality)
         for way, change in ways.items():
             name = f"sampling/{quality}/{bench.ours().hash}-n{bench.n_few}/{way}/{number}"
             _put(found[way], number, bench.kept(name, lambda c=case, d=change: _drawn_scores(bench, c(), d)))
@@ -189,7 +195,7 @@ def sampling(bench: Bench, quality: str) -> dict[str, dict[int, Record]]:
 
 def _drawn_scores(bench: Bench, case: Case, change: dict[str, Any]) -> Record:
     started = time.monotonic()
-    made = drawn(bench, "gentract", case, bench.n_few, **change)
+    made = drawn(bench, "gentract", case, bench.n_few, bundles=tuple(case.regions), **change)
     seconds = time.monotonic() - started
     own = made.carried(case.registered)
     return {**scored(own.lines, case.regions, case.lines, own.made_for), "draw_seconds": seconds}
@@ -199,7 +205,7 @@ def calibration(bench: Bench, quality: str) -> dict[int, Record]:
     """Lines of every confidence: whether they are valid, and whether a true line of their bundle is near."""
     found: dict[int, Record] = {}
     for number in bench.numbers:
-        case = _Late(bench, number, quality)
+        case = Late(bench, number, quality)
         name = f"calibration/{quality}/{bench.ours().hash}-n{bench.n_few}/{number}"
         _put(found, number, bench.kept(name, lambda c=case: _calibrated(bench, c())))
     return found

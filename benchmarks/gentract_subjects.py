@@ -77,6 +77,12 @@ def shifted(work: Path, number: int, quality: str, name: str, vector: tuple[floa
     return _kept(path, lambda: _case(work, number, quality, (name, torch.tensor(vector))))
 
 
+def whole_library(work: Path, number: int) -> tuple[Tensor, Transform]:
+    """Every line of the library as it runs in this person, existing or not, and the way from the scan to where they are given."""
+    one = _head(work, number)
+    return one.person.lines, one.warp
+
+
 def _kept(path: Path, make) -> Case:  # type: ignore[no-untyped-def]
     """Kept in a file of our own, which nothing else writes."""
     if not path.is_file():

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from gentract_lines import Case, Made
-from gentract_parts import Bench
+from gentract_parts import Bench, Late
 from gentract_scores import Record
 from scipy import stats
 from torch import Tensor
@@ -34,19 +34,21 @@ N_LINES = 200
 Shifted = Callable[[int, str, str, tuple[float, float, float]], Case]
 
 
-def warped_bundle(bench: Bench, quality: str, shifted: Shifted) -> dict[int, Record]:
+def warped_bundle(
+    bench: Bench, numbers: Sequence[int], quality: str, shifted: Shifted, distances: Sequence[float] = ASKED
+) -> dict[int, Record]:
     """For each subject one of the bundles that it has, shifted by each of the distances."""
     found = {}
-    for place, number in enumerate(bench.numbers):
-        case = bench.load(number, quality)
-        choice = _choice(case, place)
-        if choice is None:
+    for place, number in enumerate(numbers):
+        case = Late(bench, number, quality)
+        choice = bench.kept(f"warped/{quality}/choice/{number}-{place}", lambda c=case, p=place: _choice(c(), p))
+        if not choice or "bundle" not in choice:
             continue
-        name, way = choice
+        name, way = choice["bundle"], (choice["way"][0], choice["way"][1], choice["way"][2])
         moved = {}
-        for asked in ASKED:
+        for asked in distances:
             label = f"warped/{quality}/{bench.ours().hash}/{number}-{name}-{asked:g}"
-            make = lambda c=case, n=name, w=way, a=asked: _moved(bench, c, quality, n, w, a, shifted)  # noqa: E731
+            make = lambda c=case, n=name, w=way, a=asked: _moved(bench, c(), quality, n, w, a, shifted)  # noqa: E731
             if (record := bench.kept(label, make)) is not None:
                 moved[f"{asked:g}"] = record
         if moved:
@@ -54,9 +56,11 @@ def warped_bundle(bench: Bench, quality: str, shifted: Shifted) -> dict[int, Rec
     return found
 
 
-def _choice(case: Case, place: int) -> tuple[str, tuple[float, float, float]] | None:
+def _choice(case: Case, place: int) -> Record:
     order = [*MOVED[place % len(MOVED) :], *MOVED[: place % len(MOVED)]]
-    return next(((name, way) for names, way in order for name in names if name in case.regions), None)
+    return next(
+        ({"bundle": name, "way": list(way)} for names, way in order for name in names if name in case.regions), {}
+    )
 
 
 def _moved(
@@ -109,10 +113,8 @@ def slope(found: dict[int, Record], key: str = "moved_mm") -> Record:
         moved = np.array([one[key] for one in record["moved"].values()])
         slopes.append(float((asked * moved).sum() / (asked * asked).sum()))
     by_asked: Record = {}
-    for asked in ASKED:
+    for asked in sorted({float(asked) for record in found.values() for asked in record["moved"]}):
         rows = [record["moved"][f"{asked:g}"] for record in found.values() if f"{asked:g}" in record["moved"]]
-        if not rows:
-            continue
         values = [row[key] for row in rows]
         others = [row["others_mm"] for row in rows if row["others_mm"] is not None]
         by_asked[f"{asked:g}"] = {
