@@ -1,9 +1,9 @@
 """GenTract as it was published: autoencoders, context encoder, transformer and a path from noise, put together.
 
-A. Sargood et al., "GenTract: generative global tractography", arXiv:2511.13183 (2025), section 4 and supplement as read in
-`docs/theory/paper_model.md`. Coefficients are z-scored and coordinates scaled to [−1, 1] with statistics of the training set.
-``RECIPES["paper"]`` is its size; ``RECIPES["small"]`` is the same on two cores: 6 coefficients, voxels of 3 mm, 16 points, no dropout (with it, attention on a
-processor has to keep every weight and takes twice as long).
+A. Sargood et al., "GenTract: generative global tractography", arXiv:2511.13183 (2025), section 4, with the settings that
+its authors released. Coefficients are z-scored and coordinates scaled to [−1, 1] with statistics of the training set.
+``RECIPES["paper"]`` is its size; ``RECIPES["small"]`` is the same on two cores: 6 coefficients, voxels of 3 mm, 16 points, no
+dropout (with it, attention on a processor has to keep every weight and takes longer).
 
 Departures: those of the parts (`coefficient_vae`, `latent_encoder`, `transformer`, `diffusion`, `flow_matching`), and guidance:
 ``prediction(nobody) + guidance · (prediction(subject) − prediction(nobody))``, where 1 is none and 0 draws without a subject.
