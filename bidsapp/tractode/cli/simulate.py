@@ -12,7 +12,7 @@ from tractode.cli.small_command import Parser, exit_code_of
 from tractode.errors import UsageError
 
 if TYPE_CHECKING:
-    from tractode.workflows.simulate_settings import DistortionSettings, SimulationSettings
+    from tractode.workflows.simulate_settings import AtlasSettings, DistortionSettings, SimulationSettings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,14 +109,36 @@ def _parser() -> argparse.ArgumentParser:
         "--fibres",
         metavar="N",
         type=_positive,
-        default=300,
         help="streamlines of a thin bundle (default: 300); thick ones have more",
     )
     add("--asymmetry", type=float, default=1.0, help="strength of left–right differences (default: 1)")
+    _add_atlas(parser.add_argument_group("bundles of an atlas"))
     _add_distortion(parser.add_argument_group("susceptibility distortion"))
     _add_visits(parser.add_argument_group("movement and sessions"))
     add("--version", action="version", version=__version__)
     return parser
+
+
+def _add_atlas(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--atlas",
+        metavar="FOLDER",
+        type=Path,
+        help="bundles of this folder instead of the simulator's own: tractograms in MNI space (.trk, .tck, .trx), one a bundle",
+    )
+    add(
+        "--atlas-lines",
+        choices=("all", "training", "held-out"),
+        help="streamlines of the atlas that may exist: all, those that generative models learn from, or those they never see "
+        "(default: all)",
+    )
+    add(
+        "--bundle-variation",
+        metavar="SCALE",
+        type=_amount,
+        help="how much bundles vary between participants; 0: every line of every bundle where the atlas has it (default: 1)",
+    )
 
 
 def _add_distortion(group: argparse._ArgumentGroup) -> None:
@@ -197,7 +219,8 @@ def _settings(options: argparse.Namespace) -> SimulationSettings:
         if suffix in options.anat
     )
     try:
-        bundles = chosen_names(options.bundles)
+        # Names of an atlas are checked when it is read.
+        bundles = tuple(options.bundles) if options.atlas else chosen_names(options.bundles)
     except KeyError as unknown:
         from tractode.simulate.bundles import courses
 
@@ -211,7 +234,7 @@ def _settings(options: argparse.Namespace) -> SimulationSettings:
         snr=options.snr if noisy else None,
         t1w_snr=40.0 if noisy else None,
         bundles=bundles,
-        fibres_per_bundle=options.fibres,
+        fibres_per_bundle=options.fibres or 300,
         warp=WarpSettings(asymmetry=options.asymmetry),
     )
     return SimulationSettings(
@@ -232,7 +255,15 @@ def _settings(options: argparse.Namespace) -> SimulationSettings:
         sessions=options.sessions,
         session_movement=MovementSettings(options.session_movement, options.session_movement),
         growth=options.growth,
+        atlas=None if options.atlas is None else _atlas(options),
     )
+
+
+def _atlas(options: argparse.Namespace) -> AtlasSettings:
+    from tractode.workflows.simulate_settings import AtlasSettings
+
+    variation = 1.0 if options.bundle_variation is None else options.bundle_variation
+    return AtlasSettings(options.atlas, options.atlas_lines or "all", variation)
 
 
 def _distortion(options: argparse.Namespace) -> DistortionSettings:
@@ -259,6 +290,13 @@ def _check_combination(options: argparse.Namespace) -> None:
                 needed="a field to be mapped",
                 fix="add --distortion on",
             )
+    for name, given in (("--atlas-lines", options.atlas_lines), ("--bundle-variation", options.bundle_variation)):
+        if given is not None and options.atlas is None:
+            raise UsageError(f"{name} without --atlas", id="E-CLI-USAGE", needed="a folder of bundles")
+    if options.fibres and options.atlas is not None:
+        raise UsageError(
+            "--fibres with --atlas", id="E-CLI-USAGE", needed="one of them: an atlas has its own streamlines"
+        )
     if options.growth and (options.sessions or 1) < 2:
         raise UsageError("--growth without two sessions", id="E-CLI-USAGE", fix="add --sessions 2")
 

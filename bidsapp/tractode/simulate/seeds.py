@@ -28,6 +28,7 @@ PURPOSES = (
     "bundle variation",
     "tract scan",
     "tract noise",
+    "atlas bundles",
 )
 
 

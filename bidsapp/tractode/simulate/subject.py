@@ -202,8 +202,12 @@ def _clean_signal(fibres: FibreField, gtab: GradientTable, settings: SubjectSett
 
 def chosen_names(names: Iterable[str]) -> tuple[str, ...]:
     """Full bundle names; a name without side means both sides. Raises ``KeyError`` with the unknown name."""
-    known = tubes.courses()
-    found: list[str] = []
+    return matching_names(names, tubes.courses())
+
+
+def matching_names(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+    """Those of the known names that are asked for, by themselves or without their side. Raises ``KeyError`` as above."""
+    known, found = tuple(known), list[str]()
     for name in names:
         matching = [full for full in known if full == name or full in (f"{name}L", f"{name}R")]
         if not matching:

@@ -10,6 +10,7 @@ from tractode.errors import OutputError
 from tractode.io.atomic import write_text
 from tractode.io.builtin_template import load_builtin
 from tractode.simulate.tissues import anatomy
+from tractode.workflows.simulate_atlas import Atlas, told
 from tractode.workflows.simulate_raw import as_json, write_raw
 from tractode.workflows.simulate_settings import SimulationSettings
 from tractode.workflows.simulate_truth import IGNORED, write_truth
@@ -39,13 +40,15 @@ def write_dataset(
             made = visit(shared, number, session, lines)
             write_raw(out, made, settings)
             write_truth(out / TRUTH, made)
-    write_descriptions(out, labels, settings)
+    write_descriptions(out, labels, settings, shared.atlas)
     return labels
 
 
-def write_descriptions(out: Path, labels: list[str], settings: SimulationSettings) -> None:
+def write_descriptions(out: Path, labels: list[str], settings: SimulationSettings, atlas: Atlas | None = None) -> None:
     """Descriptions of dataset and truth, the table of participants, and the README."""
     made_by = [{"Name": "tractode-simulate", "Version": __version__}]
+    if atlas is not None:
+        made_by[0]["Description"] = told(atlas)
     as_json(
         out / "dataset_description.json",
         {
@@ -70,4 +73,4 @@ def write_descriptions(out: Path, labels: list[str], settings: SimulationSetting
     write_text(out / "participants.tsv", "participant_id\n" + rows)
     noise = "none" if settings.subject.snr is None else f"Rician, SNR {settings.subject.snr:g} in white matter at b=0"
     text = f"Simulated diffusion MRI of {len(labels)} participants made by tractode-simulate {__version__} with seed {settings.seed}.\n\nThe anatomy is nilearn's MNI152NLin2009aSym template, made asymmetric and warped by a known diffeomorphism for each\nparticipant. Noise: {noise}. What the images were made from is in derivatives/truth.\n\nThe template is the ICBM 152 nonlinear symmetric average (2009a), McConnell Brain Imaging Centre, McGill University.\n"
-    write_text(out / "README", text)
+    write_text(out / "README", text if atlas is None else f"{text}\n{told(atlas)}\n")

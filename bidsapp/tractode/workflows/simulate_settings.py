@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from tractode.simulate.echo_planar import Encoding
 from tractode.simulate.field_map import GradientEchoSettings
@@ -37,12 +38,25 @@ class DistortionSettings:
 
 
 @dataclass(frozen=True)
+class AtlasSettings:
+    """A folder of tractograms in MNI space, one a bundle, in place of the simulator's own courses.
+
+    ``lines``: which may exist, all or (as generative models know them) those for training or those held out. ``variation`` multiplies how much
+    position, bend and width of bundles vary between participants; with 0 presence and density do not vary either.
+    """
+
+    folder: Path
+    lines: Literal["all", "training", "held-out"] = "all"
+    variation: float = 1.0
+
+
+@dataclass(frozen=True)
 class SimulationSettings:
     """What to simulate. ``gradients`` (bval, bvec files) replaces ``shells`` and ``n_b0``; ``orientation`` names the
     direction of each stored axis; ``oblique_deg`` turns the dwi grid away from the scanner's axes. ``painted`` are anatomical
     images besides the T1w and their voxel sizes, ``movement`` is that of the head between the scans of a session, ``sessions`` (``None``
     for no session folders) that of scanning the same head again, lying elsewhere and with lateral ventricles larger by the share ``growth`` in the
-    last one."""
+    last one. ``atlas``: bundles from a folder (``subject.bundles`` are names of those then, ``subject.fibres_per_bundle`` is not used)."""
 
     participants: int = 1
     seed: int = 0
@@ -61,3 +75,4 @@ class SimulationSettings:
     sessions: int | None = None
     session_movement: MovementSettings = field(default_factory=lambda: MovementSettings(5.0, 4.0))
     growth: float = 0.0
+    atlas: AtlasSettings | None = None

@@ -26,6 +26,7 @@ from tractode.simulate.head_field import HeadField, head_field, head_table
 from tractode.simulate.poses import rigid
 from tractode.simulate.tissues import Anatomy
 from tractode.simulate.warp import participant_warp
+from tractode.workflows.simulate_atlas import Atlas, read_atlas
 from tractode.workflows.simulate_settings import DistortionSettings, SimulationSettings
 
 
@@ -71,10 +72,11 @@ class Plan:
     settings: SimulationSettings
     axes: Float[Tensor, "3 3"]
     t1w_axes: Float[Tensor, "3 3"]
+    atlas: Atlas | None = None
 
 
 def plan(brain: Anatomy, settings: SimulationSettings) -> Plan:
-    """The axes of the images asked for."""
+    """The axes of the images asked for, and the bundles where they come from a folder."""
     return Plan(
         brain,
         settings,
@@ -82,6 +84,7 @@ def plan(brain: Anatomy, settings: SimulationSettings) -> Plan:
         oriented(
             settings.t1w_orientation, settings.oblique_deg if settings.orientation == settings.t1w_orientation else 0.0
         ),
+        None if settings.atlas is None else read_atlas(settings.atlas, settings.subject.bundles),
     )
 
 
@@ -107,8 +110,12 @@ def oriented(letters: str, oblique_deg: float) -> Float[Tensor, "3 3"]:
 
 def template_bundles(shared: Plan, number: int) -> dict[str, Streamlines]:
     """A participant's bundles in the template, the same at every visit."""
+    subject = shared.settings.subject
+    if shared.atlas is not None:
+        generator = seeds.stream(shared.settings.seed, number, "atlas bundles")
+        return shared.atlas.drawn(shared.brain, generator, subject.step_mm)
     generator = seeds.stream(shared.settings.seed, number, "bundles")
-    return head.template_bundles(shared.brain, shared.settings.subject, generator)
+    return head.template_bundles(shared.brain, subject, generator)
 
 
 def visit(shared: Plan, number: int, session: int, lines: dict[str, Streamlines]) -> Visit:
