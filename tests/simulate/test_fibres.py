@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tractode.fields import ImageGrid, Streamlines
-from tractode.ops import sphere
+from tractode.ops import smooth, sphere, symmetric
 from tractode.ops import spherical_harmonics as sh
 from tractode.simulate.fibres import FibreSettings, dyadics, fibre_field, splat
 
@@ -46,6 +46,22 @@ def test_dyadics_measure_mm_of_fibre_per_mm3(grid: ImageGrid) -> None:
     tensor = dyadics(grid, sheet(grid, axis, other), 1.0)
     i, j, k = (n // 2 for n in grid.shape)
     assert torch.isclose(tensor[[0, 3, 5], i, j, k].sum(), torch.tensor(1.0, dtype=torch.float64), atol=0.05)
+
+
+@pytest.mark.parametrize("shift", [0.0, 14.0, 60.0, 400.0])
+def test_dyadics_in_a_box_are_those_of_the_whole_grid(grid: ImageGrid, shift: float) -> None:
+    """Also for a bundle that leaves the grid, or misses it."""
+    axis = torch.tensor([0.6, 0.8, 0.0], dtype=torch.float64)
+    lines = sheet(grid, axis, torch.tensor([-0.8, 0.6, 0.0], dtype=torch.float64))
+    lines = Streamlines(lines.points + shift, lines.offsets, lines.space)
+    step = lines.points.diff(dim=0)
+    within = lines.streamline_of_point[1:] == lines.streamline_of_point[:-1]
+    middle = ((lines.points[1:] + lines.points[:-1]) / 2)[within]
+    outer = symmetric.from_matrix((step / step.norm(dim=-1, keepdim=True))[:, :, None] * step[:, None, :])[within]
+    sigma = tuple(1.5 / edge for edge in grid.voxel_sizes)
+    volume = torch.tensor(grid.voxel_sizes).prod()
+    whole = smooth.gaussian(splat(grid, middle, outer) / volume, (sigma[0], sigma[1], sigma[2]), border="zero")
+    assert torch.allclose(dyadics(grid, lines, 1.5), whole, atol=1e-7)
 
 
 def test_crossing_bundles_give_two_lobes_and_the_right_integral(grid: ImageGrid) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ def equally_spaced(lines: Streamlines, n: int = N_POINTS) -> Float[Tensor, "s n 
     share = np.linspace(0, 1, n)
     out = np.empty((len(lines), n, 3), dtype=np.float32)
     points, offsets = lines.points.double().numpy(), lines.offsets.tolist()
-    for row, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for row, (start, stop) in enumerate(pairwise(offsets)):
         line = points[start:stop]
         arc = np.concatenate([[0.0], np.linalg.norm(np.diff(line, axis=0), axis=1).cumsum()])
         for axis in range(3):

@@ -31,7 +31,7 @@ from tractode.simulate.fibres import FibreField, FibreSettings, fibre_field
 from tractode.simulate.gradients import multi_shell
 from tractode.simulate.seeds import stream
 from tractode.simulate.signal import TissueModel
-from tractode.simulate.tissues import WHITE, Anatomy, averaged
+from tractode.simulate.tissues import Anatomy, averaged
 from tractode.simulate.warp import tabulated
 
 Range = tuple[float, float]
@@ -78,7 +78,6 @@ class TractSubject:
 
 _RESPONSE = ResponseSettings(n_single_fibre=80, n_candidates=400, max_iterations=4)
 _RESPONSE_VOXELS = 8000
-_CSD_ORDER = ORDER
 
 
 @lru_cache(maxsize=2)
@@ -244,10 +243,7 @@ def _deconvolved(values: Float[Tensor, "v n"], gtab: GradientTable, generator: t
     shell = CSD().explains(gtab)
     shell = shell[~gtab.is_b0[shell]]
     response = _response(values, gtab, generator)
-    fod = constrained_deconvolution(
-        values[:, shell], gtab.bvecs[shell], response.coefficients, _CSD_ORDER, torch.float32
-    )
-    return fod
+    return constrained_deconvolution(values[:, shell], gtab.bvecs[shell], response.coefficients, ORDER, torch.float32)
 
 
 def _response(values: Float[Tensor, "v n"], gtab: GradientTable, generator: torch.Generator) -> Response:
