@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tractode.cli.train import main
 from tractode.errors import InputDataError, MissingInputError
 from tractode.fields import Image, ImageGrid, Streamlines
 from tractode.fields.transform import Affine
 from tractode.generative.space import SPACE, training_grid
+from tractode.generative.streamline_network import NetworkSettings
 from tractode.io.nifti import write_image
 from tractode.io.tractogram_stream import stream_to
 from tractode.io.transforms import write_itk
 from tractode.ops import spherical_harmonics as sh
+from tractode.simulate import tract_subject
 from tractode.simulate.bundle_library import BundleLibrary
+from tractode.training import gentract_recipes, tract_subjects
 from tractode.training.cohort import Cohort, CohortSettings, is_held_out, nearest
 from tractode.training.cohort_files import find_scans
+from tractode.training.gentract import GenTractSettings
+from tractode.training.gentract_recipes import RECIPES, LocalRecipe
 
 TURN = torch.linalg.matrix_exp(torch.tensor([[0, -0.5, 0.1], [0.5, 0, -0.2], [-0.1, 0.2, 0]], dtype=torch.float64))
 ALONG = torch.nn.functional.normalize(torch.tensor([0.3, 0.8, -0.5]), dim=0)  # of the fibres, in the template
@@ -221,7 +228,7 @@ def test_a_scan_that_cannot_be_read_leaves_the_cohort(
     derivatives: Path, library: BundleLibrary, tmp_path: Path
 ) -> None:
     scans, _ = find_scans([derivatives])
-    strict = Cohort(scans, library, visible(), tmp_path, CohortSettings(least_covered=0.99, reach_mm=3.5))
+    strict = Cohort(scans, library, visible(), tmp_path, CohortSettings(least_covered=0.99, reach_mm=3.5, fewest=2))
     counts, left = strict.prepare()
     assert set(counts) == {"sub-01", "sub-02_ses-a"}
     assert counts["sub-02_ses-a"][0] == 2  # two are about 4 mm away from their bundle's lines
@@ -231,3 +238,29 @@ def test_a_scan_that_cannot_be_read_leaves_the_cohort(
     wide = torch.ones_like(visible())
     with pytest.raises(InputDataError, match=r"E-COHORT-UNUSABLE.*E-COHORT-COVERED"):
         Cohort(scans, library, wide, tmp_path / "wide", CohortSettings(least_covered=1.0)).prepare()
+
+
+def test_command_learns_from_real_participants_alone(
+    derivatives: Path,
+    library: BundleLibrary,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    local = RECIPES["local"]
+    assert isinstance(local, LocalRecipe)
+    batch = GenTractSettings(n_lines=16, n_judged=8, judged_steps=1)
+    network = NetworkSettings(width=16, depth=1, heads=2, encoder=(4, 4, 4))
+    monkeypatch.setitem(gentract_recipes.RECIPES, "local", replace(local, batch=batch, network=network))  # type: ignore[arg-type]
+    monkeypatch.setattr(tract_subjects, "read_library", lambda folder, brain=None: library)
+    monkeypatch.setattr(tract_subjects, "template_anatomy", lambda: None)
+    monkeypatch.setattr(tract_subject, "visible", lambda anatomy: visible())
+    out = tmp_path / "out"
+    words = ["gentract", "--atlas", str(tmp_path), "--out", str(out), "--subjects", "0", "--steps", "2"]
+    assert main([*words, "--derivatives", str(derivatives)]) == 0
+    card = (out / "card.md").read_text(encoding="utf-8")
+    assert "Real participants: 1 (scans: 1), and 0 more held out; 6 of 7 streamlines lay within 15 mm" in card
+    told = capsys.readouterr().out
+    assert "sub-02_ses-a is not used: [E-COHORT-LINES]" in told
+    assert "sub-04 is not used: has an FOD in the basis" in told
+    assert main([*words, "--derivatives", str(derivatives), "--tractograms", "*none*"]) == 65

@@ -126,6 +126,17 @@ def test_published_recipe_end_to_end(atlas: Path) -> None:
     assert (out / "autoencoders.safetensors").is_file()
 
 
+@pytest.mark.slow
+def test_two_processes_train_one_model(atlas: Path) -> None:
+    pytest.importorskip("lightning_fabric")
+    assert main(command(atlas, "--subjects", "3", "--steps", "3", "--devices", "2")) == 0
+    out = atlas.parent / "out"
+    GenTract.from_weights(*read_weights(out))
+    training = tomllib.loads((out / "settings.toml").read_text())["training"]
+    assert training["device"] == "2 processor threads"
+    assert len(training["curve"]) == 3
+
+
 def test_what_cannot_be_carried_out_is_refused(atlas: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(atlas.parent / "none")) == 66
     assert main(command(atlas, "--subjects", "0")) == 64

@@ -2,4 +2,12 @@
 
 from tractode.registry import Registry
 
-TRAINERS = Registry("model to train", {"contrastive": "tractode.training.contrastive:ContrastiveProblem"})
+TRAINERS = Registry(
+    "model to train",
+    {
+        "contrastive": "tractode.training.contrastive:ContrastiveProblem",
+        "gentract": "tractode.training.gentract:LocalProblem",
+        "autoencoders": "tractode.training.coefficient_vae:VaeProblem",
+        "published": "tractode.training.gentract_paper:PaperProblem",
+    },
+)

@@ -137,7 +137,7 @@ def _subjects_words(training: Mapping[str, Any]) -> str:
         )
     if training["n_participants"]:
         words.append(
-            f"{training['n_participants']} real participants ({training['n_scans']} scans), {training['n_held_out']} more held out; "
+            f"Real participants: {training['n_participants']} (scans: {training['n_scans']}), and {training['n_held_out']} more held out; "
             f"{training['n_paired']:,} of {training['n_read']:,} streamlines lay within {training['reach_mm']:g} mm of the atlas's and were learned from."
         )
     return " ".join(words)

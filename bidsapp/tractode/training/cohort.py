@@ -140,6 +140,7 @@ class Cohort:
                 tell(number)
             try:
                 paired = self.paired(scan)
+                self._check(scan, paired)
             except TractodeError as error:
                 left.append(LeftOut(scan.name, str(error)))
                 continue
@@ -152,6 +153,16 @@ class Cohort:
                 needed="FODs of whole brains, and streamlines near the atlas's",
             )
         return counts, left
+
+    def _check(self, scan: Scan, paired: Paired) -> None:
+        most = int(torch.bincount(self.library.bundle[paired.row]).max())
+        if most < self.settings.fewest:
+            raise InputDataError(
+                f"No bundle has more than {most} streamlines near the library's",
+                id="E-COHORT-LINES",
+                path=scan.tractograms[0],
+                needed=f"{self.settings.fewest} or more in one bundle",
+            )
 
     def paired(self, scan: Scan) -> Paired:
         path = self.folder / f"{scan.name}-{self._key(scan)}.safetensors"

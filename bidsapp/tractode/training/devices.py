@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,15 +112,15 @@ def launch(work: Callable[..., None], n: int, device: torch.device, *given: Any)
     errors = get_context("spawn").SimpleQueue()
     try:
         fabric = Fabric(accelerator="cuda" if is_cuda else "cpu", devices=n, strategy=strategy)
-        part: Any = _part
-        fabric.launch(part, errors, work, *given)
+        # Bound, because Fabric looks into what it passes on itself, and refuses frozen dataclasses.
+        fabric.launch(partial(_part, errors=errors, work=work, given=given))
     except ProcessRaisedException:
         if errors.empty():
             raise
         raise errors.get() from None
 
 
-def _part(fabric: Fabric, errors: Any, work: Callable[..., None], *given: Any) -> None:
+def _part(fabric: Fabric, errors: Any, work: Callable[..., None], given: tuple[Any, ...]) -> None:
     """What each process does; an error of ours is sent back whole, for its text and exit code."""
     workers = Together(fabric)
     try:
