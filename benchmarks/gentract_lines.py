@@ -82,8 +82,9 @@ def atlas_lines(
     wanted = (share / share.sum() * n).round().long()
     rows = []
     for index in wanted.nonzero().ravel().tolist():
-        own = (free & (library.bundle == index)).nonzero().ravel()
-        many = [own[torch.randperm(len(own), generator=generator)] for _ in range(-(-int(wanted[index]) // len(own)))]
+        these = (free & (library.bundle == index)).nonzero().ravel()
+        n_rounds = -(-int(wanted[index]) // len(these))
+        many = [these[torch.randperm(len(these), generator=generator)] for _ in range(n_rounds)]
         rows.append(torch.cat(many)[: int(wanted[index])])
     chosen = torch.cat(rows)
     knots = knotted.knots_of((library.lines if own is None else own)[chosen])
