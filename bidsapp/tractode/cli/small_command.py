@@ -26,6 +26,9 @@ def exit_code_of(command: Callable[[], None]) -> int:
     except TractodeError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
     return 0
 
 

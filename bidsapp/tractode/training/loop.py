@@ -32,6 +32,8 @@ from tractode.io.atomic import atomic_path
 from tractode.training.devices import Alone
 
 Progress = Callable[[int, int, float], None]
+"""Told after each step: its number from 0, how many there will be (a guess where the clock decides), its loss."""
+_LONGEST_S = 300.0
 
 
 @runtime_checkable
@@ -115,8 +117,8 @@ def fit(
             state.average.add(module, state.step)
         state.step += 1
         if progress is not None:
-            progress(state.step - 1, settings.steps, state.losses[-1])
-        if state.step % settings.checkpoint_every == 0 and checkpoint and workers.rank == 0:
+            progress(state.step - 1, _expected(settings.steps, state.step, spent), state.losses[-1])
+        if checkpoint and workers.rank == 0 and (state.step % settings.checkpoint_every == 0 or clock.is_due()):
             _save(module, optimiser, state, checkpoint, record, clock.seconds())
             saved = state.step
     if state.step > saved and checkpoint and workers.rank == 0:
@@ -163,6 +165,10 @@ def _share(clock: _Clock, workers: Alone) -> float:
     return workers.agreed(clock.share()) if clock.limit else 0.0
 
 
+def _expected(steps: int, step: int, spent: float) -> int:
+    return min(steps, math.ceil(step / spent)) if spent else steps
+
+
 def _checked(loss: float, step: int) -> float:
     if not math.isfinite(loss):
         raise ConfigurationError(
@@ -178,9 +184,18 @@ class _Clock:
 
     def __init__(self, minutes: float, before: float) -> None:
         self.limit, self.start = 60 * minutes, time.monotonic() - before
+        self.due = before + _LONGEST_S
 
     def seconds(self) -> float:
         return time.monotonic() - self.start
+
+    def is_due(self) -> bool:
+        """Whether the last checkpoint is long ago: where steps are slow, little is to be lost."""
+        now = self.seconds()
+        is_due = now > self.due
+        if is_due:
+            self.due = now + _LONGEST_S
+        return is_due
 
     def share(self) -> float:
         """Of the time allowed; 0 without a limit."""
