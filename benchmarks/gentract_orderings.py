@@ -55,9 +55,10 @@ STEPS = (5, 10, 25, 50)
 # --- fitting -----------------------------------------------------------------------------------------------------------
 
 
-def settings_of(run: str) -> tuple[PaperSettings, int]:
-    """``paradigm[_edm]:layers:steps`` → the small recipe with them."""
-    paradigm, layers, steps = run.split(":")
+def settings_of(run: str) -> tuple[PaperSettings, LoopSettings]:
+    """``paradigm[_edm]:layers:steps[:learning rate]`` → the small recipe with them."""
+    paradigm, layers, steps, *rate = run.split(":")
+    loop = replace(TRAINING_RECIPES["small"].loop, steps=int(steps))
     small = RECIPES["small"]
     changed = replace(
         small,
@@ -65,7 +66,7 @@ def settings_of(run: str) -> tuple[PaperSettings, int]:
         flow_times="edm" if paradigm.endswith("_edm") else "uniform",
         transformer=replace(small.transformer, layers=int(layers)),
     )
-    return changed, int(steps)
+    return changed, replace(loop, learning_rate=float(rate[0])) if rate else loop
 
 
 def fitted_vaes(train: list[TractSubject], work: Path, steps: int) -> tuple[PaperModel, Record]:
@@ -90,7 +91,7 @@ def fitted_vaes(train: list[TractSubject], work: Path, steps: int) -> tuple[Pape
 
 def fitted(run: str, base: PaperModel, train: list[TractSubject], work: Path, made: Made) -> tuple[PaperModel, Record]:
     """A run of the small recipe on the shared autoencoders."""
-    settings, steps = settings_of(run)
+    settings, loop = settings_of(run)
     torch.manual_seed(1)
     model = PaperModel(replace(settings, box_low=base.settings.box_low, box_high=base.settings.box_high))
     model.vaes.load_state_dict(base.vaes.state_dict())
@@ -100,19 +101,19 @@ def fitted(run: str, base: PaperModel, train: list[TractSubject], work: Path, ma
     problem = PaperProblem(train, model, recipe.batch, made=made)
     name = run.replace(":", "-")
     started = time.process_time()
-    losses = fit(problem, replace(recipe.loop, steps=steps), work / f"{name}.safetensors", tell(name))
+    losses = fit(problem, loop, work / f"{name}.safetensors", tell(name))
     if losses:
         tenth = max(1, len(losses) // 10)
         curve = [round(sum(losses[i : i + tenth]) / tenth, 4) for i in range(0, tenth * 10, tenth)]
         spent = {
             "cpu_s": round(time.process_time() - started, 1),
             "loss_by_tenths": curve,
-            "lines": problem.settings.n_lines,
+            "lines_per_step": problem.settings.n_lines,
         }
         (work / f"{name}.json").write_text(json.dumps(spent))
     spent = json.loads((work / f"{name}.json").read_text())
     n = sum(parameter.numel() for parameter in model.denoiser.parameters())
-    return model.eval(), {"steps": steps, "lines_per_step": spent["lines"], "parameters": n, **spent}
+    return model.eval(), {"loop": asdict(loop), "parameters": n, **spent}
 
 
 def tell(name: str) -> Any:
