@@ -40,7 +40,7 @@ def test_generated_streamlines_are_described_as_such() -> None:
     facts = {"trackers": [{"method": "gentract", "n_streamlines": 500}], "keys": ["sargood2025"]}
     text = citations.boilerplate(facts)
     assert "500 streamlines were asked for of a generative model" in text
-    assert "trained on simulated subjects" in text
+    assert "trained on simulated participants and draws" in text
     assert {"sargood2025", "lipman2022", "albergo2023"} <= set(citations.citation_keys(facts))
 
 

@@ -27,7 +27,7 @@ from tractode.io.nifti import write_image
 from tractode.io.tractogram import read_tractogram
 from tractode.io.tractogram_stream import read_groups
 from tractode.io.transforms import write_itk
-from tractode.io.weights import write_weights
+from tractode.io.weights import shipped, write_weights
 from tractode.ops import reorient_fod
 
 DWI, ANAT = "sub-01_dwi", "sub-01_T1w"
@@ -65,7 +65,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = GenTract.tiny(0)
     model.network.mean.copy_(normalised(truth(training_grid(), 4)).coeffs)
     folder = tmp_path_factory.mktemp("weights") / "tiny-1"
-    write_weights(folder, *model.weights(), card="tiny")
+    tensors, settings = model.weights()
+    write_weights(folder, tensors, {**settings, "training": {"n_synthetic": 40, "n_participants": 2}}, card="tiny")
     return folder
 
 
@@ -189,7 +190,7 @@ def test_the_sidecar_says_what_made_the_lines(given: dict, tmp_path: Path, weigh
     } <= figures
     panel = json.loads((tmp_path / "out/sub-01/figures/sub-01_desc-gentractconfidence_tractogram.json").read_text())
     assert panel["section"] == "generation"
-    assert "simulated participants" in panel["caption"]
+    assert "trained on 40 simulated participants and 2 people" in panel["caption"]
 
 
 def test_the_seed_decides_the_lines(given: dict, tmp_path: Path, only_files: None) -> None:
@@ -291,6 +292,12 @@ def test_weights_that_were_changed_are_refused(given: dict, tmp_path: Path, weig
         (folder / path.name).write_bytes(content[:-1] + b"x" if path.suffix == ".safetensors" else content)
     with pytest.raises(InputDataError, match="sha256"):
         generate(tmp_path, given, generation=GenerationPlan(weights=folder))
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    with pytest.raises(InputDataError, match="not weights of gentract") as caught:
+        GenerationPlan(weights=shipped("contrastive")).model("gentract")
+    assert caught.value.id == "E-GENTRACT-WEIGHTS"
 
 
 def test_lines_that_are_not_sure_enough_are_left_out_and_counted(

@@ -159,7 +159,7 @@ def _tracker_text(tracker: Mapping[str, Any]) -> str:
         return (
             f"{number} asked for of a generative model of whole streamlines after GenTract {_cite('sargood2025')}, conditioned on the "
             f"orientation distribution, by flow matching {_cite('lipman2022')} from streamlines of an atlas {_cite('albergo2023')}; it was "
-            "trained on simulated subjects and draws the bundles of that atlas only."
+            f"trained on {tracker.get('TrainedOn', 'simulated participants')} and draws the bundles of that atlas only."
         )
     return f"{number} asked for with the method {tracker.get('method')}{listed}."
 

@@ -253,7 +253,7 @@ class Generate(Step):
             n_asked=plan.n_streamlines or plan.n_seeds,
             n_generated=n_drawn,
             median_length_mm=round(float(lengths.median()), 1) if len(lengths) else 0.0,
-            tracker=parameters,
+            tracker={**parameters, "TrainedOn": generation["Weights"]["TrainedOn"]},
             plan=plan.facts(),
             generation=generation,
             notes=self._notes(tally),

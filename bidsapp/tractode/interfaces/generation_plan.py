@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from tractode.errors import UsageError
 from tractode.fields import Streamlines
 from tractode.interfaces.methods import load_generator, weights_of
-from tractode.io.weights import stored_sums
+from tractode.io.weights import SETTINGS, stored_sums
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,20 @@ class GenerationPlan:
         return model
 
     def weights_facts(self, method: str) -> dict[str, Any]:
-        """The name of the weights, and the sha256 of each of their files."""
+        """The name of the weights, the sha256 of each of their files, and what they were trained on as far as that is known."""
         folder = weights_of(method, self.weights)
-        return {"Name": folder.name, "SHA256": stored_sums(folder)}
+        known = tomllib.loads((folder / SETTINGS).read_text(encoding="utf-8")).get("training", {})
+        return {"Name": folder.name, "SHA256": stored_sums(folder), "TrainedOn": _trained_on(known)}
+
+
+def _trained_on(training: Mapping[str, Any]) -> str:
+    """In words, from the table that `tractode-train` writes."""
+    simulated, people = int(training.get("n_synthetic", 0)), int(training.get("n_participants", 0))
+    if not simulated and not people:
+        return "what the card of its weights says"
+    if not people:
+        return f"{simulated:,} simulated participants, not on people"
+    return f"{simulated:,} simulated participants and {people:,} people" if simulated else f"{people:,} people"
 
 
 def check_bundles(asked: Sequence[str], known: Sequence[str]) -> None:

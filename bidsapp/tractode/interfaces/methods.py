@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tractode.errors import InputDataError
 from tractode.generative import GENERATORS
 from tractode.tracking import TRACKERS
 
@@ -37,12 +38,21 @@ def load_generator(
     Raises
     ------
     ResourceUnavailableError, InputDataError
-        The weights are not there, or are not what their sums say.
+        The weights are not there, are not what their sums say, or are of another model.
     """
     from tractode.io.weights import read_weights
 
     tensors, settings = read_weights(weights_of(name, folder))
-    model = GENERATORS[name].from_weights(tensors, settings)
+    try:
+        model = GENERATORS[name].from_weights(tensors, settings)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputDataError(
+            f"These are not weights of {name} ({type(error).__name__} in their settings or tensors)",
+            id="E-GENTRACT-WEIGHTS",
+            path=weights_of(name, folder),
+            needed=f"a folder that `tractode-train {name}` wrote with a recipe that the app can run",
+            fix="give another folder, or leave --gentract-weights out",
+        ) from error
     given = {"n_steps": steps, "min_confidence": min_confidence}
     changes = {key: value for key, value in given.items() if value is not None}
     return model.with_sampling(**changes) if changes else model

@@ -19,7 +19,7 @@ from tractode.reports.reportlet import Reportlet, stem
 SECTION = "generation"
 WHAT_IT_IS = (
     "These streamlines were not tracked. A trained model drew each of them whole: it starts from a streamline of an atlas and moves it to where "
-    "the participant's fibre orientations say. It was trained on simulated participants, not on people, and knows only the bundles of its atlas: "
+    "the participant's fibre orientations say. It was trained on {trained_on}, and knows only the bundles of its atlas: "
     "what is not among them cannot be drawn, however plain it is in the scan, and a bundle that the participant lacks may be drawn all the same, with little "
     "confidence."
 )
@@ -43,7 +43,7 @@ def bundle_panel(
     weights = generation["Weights"]
     sums = ", ".join(f"{digest[:12]}…" for name, digest in weights["SHA256"].items() if name.endswith(".safetensors"))
     caption = (
-        f"{WHAT_IT_IS} {method} with the weights {weights['Name']} (sha256 {sums}) drew {drawn:,} lines in {generation['Space']}, where the scan was brought by "
+        f"{WHAT_IT_IS.format(trained_on=weights['TrainedOn'])} {method} with the weights {weights['Name']} (sha256 {sums}) drew {drawn:,} lines in {generation['Space']}, where the scan was brought by "
         f"registration ({generation['Registration']}); {kept:,} were kept. Histogram: the model's probability that a line is one of this participant's, for every line drawn; "
         f"those below {least:g} (dashed) were left out. {generation['StreamlinesLeavingBrainMask']:,} of the lines kept leave the brain mask somewhere, with "
         f"{generation['ShareOfPointsOutsideBrainMask']:.1%} of all points outside; they were not cut."
