@@ -7,7 +7,14 @@ import torch
 
 from tractode.fields import Image, ShField
 from tractode.generative import knots
-from tractode.generative.field_encoder import REACH_MM, Context, look_up
+from tractode.generative.field_encoder import (
+    DISTANCES_MM,
+    Context,
+    alignments,
+    look_up,
+    n_features,
+    slopes_of,
+)
 from tractode.generative.gentract import GenTract, of_order, why_not
 from tractode.generative.guidance import alignment, climbed
 from tractode.generative.source import Source, SourceSettings
@@ -97,16 +104,36 @@ def test_normalising_takes_the_scale_away() -> None:
 def test_look_up_knows_amplitudes_along_the_line_and_around_it() -> None:
     coeffs = torch.zeros(28, *GRID.shape)
     coeffs[:, 30:] = lobes((0, 0, 1))[:, 30:]  # fibres along z on the right only
-    voxels = coeffs.flatten(1).mT.contiguous()
+    mean = torch.zeros(15, *GRID.shape)
+    voxels = torch.cat([coeffs, mean]).flatten(1).mT.contiguous()
     blank = torch.zeros(len(voxels), 4)
     context = Context((blank, blank, blank), (GRID.shape, GRID.shape, GRID.shape), voxels, 1.0)
-    place = GRID.to_world(torch.tensor([[29.0, 30.0, 25.0]])).float()
-    seen = look_up(context, GRID, place, torch.tensor([[0.0, 0.0, 1.0]]), 6)
-    along = seen[0, 28:35]
-    peak = float(sh.basis(torch.tensor([0.0, 0, 1]), 6) @ lobes((0, 0, 1))[:, 0, 0, 0])
-    # Here nothing; 4.5 mm (1.5 voxels) to the right all of it; the other five none.
-    assert REACH_MM == 4.5
-    torch.testing.assert_close(along, torch.tensor([0, peak, 0, 0, 0, 0, 0]), atol=1e-5, rtol=1e-5)
+    place = GRID.to_world(torch.tensor([[28.0, 30.0, 25.0]])).float()
+    upwards = torch.tensor([[0.0, 0.0, 1.0]])
+    amplitudes, here = alignments(context, GRID, place, upwards, 6)
+    peak = float(sh.basis(upwards[0], 6) @ lobes((0, 0, 1))[:, 0, 0, 0])
+    assert DISTANCES_MM == (3.0, 6.0, 10.0)
+    # Along x first, at 3, 6 and 10 mm (1, 2 and 3.3 voxels), right then left of the place; nowhere else anything.
+    expected = torch.zeros(2, 19)
+    expected[0, [3, 5]] = peak
+    torch.testing.assert_close(amplitudes[0], expected, atol=1e-5, rtol=1e-5)
+    assert not here.any()
+    slopes = slopes_of(amplitudes)[0]
+    torch.testing.assert_close(slopes, torch.tensor([0, peak, peak, 0, 0, 0, 0, 0, 0]), atol=1e-5, rtol=1e-5)
+    seen, _ = look_up(context, GRID, place, upwards, 6)
+    assert seen.shape[1] == n_features(6, 4, (4, 4, 4))
+
+
+def test_evidence_is_the_mean_of_what_a_bundles_lines_see() -> None:
+    model = GenTract.tiny()
+    knots_seen, bundle = model.source.examples(4)
+    assert torch.bincount(bundle).tolist() == [4, 4, 4]
+    coeffs = normalised(field()).coeffs
+    evidence = model.network.see(coeffs, knots_seen, bundle).evidence
+    own = knots_seen[bundle == 1]
+    alone = model.network.see(coeffs, own, torch.ones(4, dtype=torch.long)).evidence
+    torch.testing.assert_close(evidence[1], alone[1])
+    assert not alone[0].any()
 
 
 def test_sources_are_drawn_by_bundle() -> None:

@@ -171,7 +171,7 @@ class GenTract:
         coeffs = normalised(known).coeffs
         with torch.no_grad():
             nobody = self.network.see_nobody() if self.sampling.contrast else None
-            return Seen(self.network.see(coeffs), nobody)
+            return Seen(self.network.see(coeffs, *self.source.examples()), nobody)
 
     def nobody(self) -> Seen:
         """No subject: what the model draws without looking."""
@@ -304,16 +304,15 @@ class GenTract:
             start = self.network.to_state(self.source.start(rows, draws.to(self._device)))
         else:
             start = torch.randn(len(rows), knotted.N_KNOTS, 3, generator=generator).to(self._device)
-        told = start if is_bridge else None
 
         def velocity(state: Tensor, time: Tensor) -> Tensor:
-            own = self.network(context.subject, state, time, bundle, told)
+            own = self.network(context.subject, state, time, bundle)
             if self.sampling.contrast and context.nobody is not None:
-                own = own + self.sampling.contrast * (own - self.network(context.nobody, state, time, bundle, told))
+                own = own + self.sampling.contrast * (own - self.network(context.nobody, state, time, bundle))
             return own if ends is None else _to_ends(own, start, self.network.to_state(ends))
 
         state = self._flowed(context, velocity, start)
-        logit = self.network.confidence(context.subject, state, bundle, told)
+        logit = self.network.confidence(context.subject, state, bundle)
         return self.network.to_knots(state), logit.sigmoid()
 
     def _flowed(self, context: Seen, velocity: Prediction, start: Tensor) -> Tensor:

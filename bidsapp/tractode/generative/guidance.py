@@ -28,8 +28,10 @@ def alignment(context: Context, grid: ImageGrid, knots: Float[Tensor, "s k 3"], 
     middle = (points[:, 1:] + points[:, :-1]) / 2
     directions = functional.normalize(points[:, 1:] - points[:, :-1], dim=-1, eps=1e-6)
     voxel = affine.apply_affine(grid.inverse_affine, middle.reshape(-1, 3))
-    field = sample_rows(context.field, context.shapes[0], voxel).reshape(*middle.shape[:2], -1)
-    return (field * sh.basis(directions, order)).sum(-1)
+    basis = sh.basis(directions, order)
+    own = context.field[:, : basis.shape[-1]]
+    field = sample_rows(own, context.shapes[0], voxel).reshape(basis.shape)
+    return (field * basis).sum(-1)
 
 
 def climbed(

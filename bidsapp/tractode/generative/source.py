@@ -50,6 +50,19 @@ class Source:
         first = counts.cumsum(0) - counts
         return order[first[bundles] + (uniform * counts[bundles]).long().minimum(counts[bundles] - 1)]
 
+    def examples(self, most: int = 12) -> tuple[Float[Tensor, "e k 3"], Int[Tensor, " e"]]:
+        """Some lines of each bundle, evenly spaced among its rows, and their bundles: where a subject's evidence is gathered."""
+        order = self.bundle.argsort(stable=True)
+        counts = self.counts(int(self.bundle.max()) + 1)
+        first = counts.cumsum(0) - counts
+        rows = [
+            order[a + torch.arange(min(n, most)) * n // min(n, most)]
+            for a, n in zip(first.tolist(), counts.tolist(), strict=True)
+            if n
+        ]
+        chosen = torch.cat(rows)
+        return self.knots[chosen], self.bundle[chosen]
+
     def start(self, rows: Int[Tensor, " n"], draws: Float[Tensor, "n m 3"]) -> Float[Tensor, "n k 3"]:
         """Those lines, disturbed by standard normal ``draws`` (as many modes as ``sd_mm`` has)."""
         return self.knots[rows] + knotted.smooth_noise(draws, self.settings.sd_mm, self.knots.shape[1])

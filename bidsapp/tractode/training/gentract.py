@@ -106,7 +106,7 @@ class LocalProblem:
         settings = self.settings
         seen = self._subject(generator)
         hidden = bool(torch.rand((), generator=generator) < settings.withheld)
-        context = self.module.see_nobody() if hidden else self.module.see(seen.field)
+        context = self.module.see_nobody() if hidden else self.module.see(seen.field, *seen.examples)
         moving = self._moving_loss(context, seen, generator)
         if not settings.n_judged:
             return moving
@@ -115,35 +115,35 @@ class LocalProblem:
     def _moving_loss(self, context: Context, seen: _Seen, generator: torch.Generator) -> Float[Tensor, ""]:
         chosen = _chosen(seen.kept_bundle, self.settings.n_lines, self.settings.source.evenness, generator)
         rows = seen.kept[chosen.to(self.device)]
-        start, shown = self._start(seen, rows, generator)
+        start = self._start(seen, rows, generator)
         ends = self.module.to_state(seen.lines[rows])
         path = path_of(self.settings.path)
         state, time, target = path.training_pair(ends, start, generator)
-        found = self.module(context, state, time, seen.bundle[rows], start if shown else None)
+        found = self.module(context, state, time, seen.bundle[rows])
         return ((found - target) / self.module.settings.gain).square().mean()
 
     def _judged_loss(self, context: Context, seen: _Seen, generator: torch.Generator) -> Float[Tensor, ""]:
         rows = self._to_judge(seen, generator)
         with torch.no_grad():
-            start, shown = self._start(seen, rows, generator)
+            start = self._start(seen, rows, generator)
             ends = path_of(self.settings.path).sample(
-                lambda state, time: self.module(context, state, time, seen.bundle[rows], start if shown else None),
+                lambda state, time: self.module(context, state, time, seen.bundle[rows]),
                 start,
                 self.settings.judged_steps,
             )
             is_valid = self._is_valid(seen, rows, self.module.to_knots(ends))
-        logit = self.module.confidence(context, ends, seen.bundle[rows], start if shown else None)
+        logit = self.module.confidence(context, ends, seen.bundle[rows])
         return functional.binary_cross_entropy_with_logits(logit, is_valid.float())
 
-    def _start(self, seen: _Seen, rows: Int[Tensor, " n"], generator: torch.Generator) -> tuple[Tensor, bool]:
-        """States at time 0, and whether the network is told them."""
+    def _start(self, seen: _Seen, rows: Int[Tensor, " n"], generator: torch.Generator) -> Tensor:
+        """States at time 0."""
         if self.settings.path != "bridge":
             shape = (len(rows), knotted.N_KNOTS, 3)
-            return torch.randn(shape, generator=generator).to(self.device), False
+            return torch.randn(shape, generator=generator).to(self.device)
         n_modes = len(self.settings.source.sd_mm)
         draws = torch.randn(len(rows), n_modes, 3, generator=generator).to(self.device)
         noise = knotted.smooth_noise(draws, self.settings.source.sd_mm)
-        return self.module.to_state(seen.atlas[rows] + noise), True
+        return self.module.to_state(seen.atlas[rows] + noise)
 
     def _to_judge(self, seen: _Seen, generator: torch.Generator) -> Int[Tensor, " n"]:
         """Lines as a user draws them: of the families that the subject has, some of any bundle."""
@@ -167,10 +167,12 @@ class LocalProblem:
         subject = self.subjects[number]
         coeffs, lines = subject.coeffs.float(), knotted.knots_of(subject.lines[self._rows].float())
         atlas, bundle, present = self.source.knots, self.source.bundle, subject.present
+        examples = self.source.examples()
         if torch.rand((), generator=generator) < 0.5:
             coeffs = mirrored(coeffs)
             lines, atlas = lines * _MIRROR, atlas * _MIRROR
             bundle = self.library.mirror[bundle]
+            examples = examples[0] * _MIRROR, self.library.mirror[examples[1]]
             present = present[self.library.mirror]
         if torch.rand((), generator=generator) < self.settings.shifted:
             shift = torch.randint(-1, 2, (3,), generator=generator)
@@ -186,6 +188,7 @@ class LocalProblem:
             present,
             kept.to(device),
             bundle[kept],
+            (examples[0].to(device), examples[1].to(device)),
         )
 
 
@@ -200,6 +203,7 @@ class _Seen:
     present: Tensor
     kept: Int[Tensor, " m"]
     kept_bundle: Int[Tensor, " m"]
+    examples: tuple[Tensor, Tensor]
 
 
 _MIRROR = torch.tensor([-1.0, 1.0, 1.0])
