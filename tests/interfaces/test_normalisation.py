@@ -13,10 +13,12 @@ from scipy.spatial.transform import Rotation
 
 from tractode.bids.query import DwiRun
 from tractode.bids.templates import BUILT_IN, Template
-from tractode.fields import Affine, Image, ImageGrid
+from tractode.fields import Affine, Image, ImageGrid, Streamlines
 from tractode.interfaces.normalisation import NormaliseDwi
 from tractode.interfaces.step import Job
 from tractode.io.nifti import read_image, write_image
+from tractode.io.tractogram import read_tractogram
+from tractode.io.tractogram_stream import read_groups, stream_to
 from tractode.io.transforms import write_itk
 from tractode.ops import reorient_fod, sphere, symmetric
 from tractode.ops import spherical_harmonics as sh
@@ -145,6 +147,32 @@ def test_into_a_template_through_the_whole_chain(
     content = json.loads(Path(done.outputs["csd-fod-sidecar"]).read_text())
     assert content["Reorientation"]["Modulation"] == "jacobian"
     assert "SpatialReference" not in content
+
+
+def test_generated_streamlines_are_carried_without_maps_and_keep_their_groups(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    grid = read_image(Path(given["fits"][0]["fa"]), DWI)[0].grid
+    lines = Streamlines.from_list([torch.rand(5, 3) * 8, torch.rand(7, 3) * 8], DWI)
+    path = tmp_path / "sub-01_track-gentract_tractogram.trx"
+    with stream_to(path, grid) as out:
+        out.append(lines)
+        out.add_groups({"AF_L": torch.tensor([1])})
+    path.with_suffix(".json").write_text(json.dumps({"StreamlineGeneration": {"Space": BUILT_IN}}))
+    write_image(tmp_path / "dwiref.nii.gz", Image(grid, torch.ones(1, *grid.shape)))
+    only = {"models": [], "fits": [], "tractograms": [{"tractogram": str(path)}], "tracks": ["gentract"]}
+    anatomy = {
+        "prepared_anat": {"anat": str(tmp_path / "anat.nii.gz")},
+        "normalised_anat": {"mask": str(tmp_path / "mask.nii.gz")},
+    }
+    prepared = {"dwiref": str(tmp_path / "dwiref.nii.gz")}
+    outputs = carry(tmp_path, {**given, **only}, prepared=prepared, **anatomy).outputs
+    assert set(outputs) >= {"gentract-tractogram", "gentract-tractogram-sidecar"}
+    assert not any(role.startswith(("csd", "tensor")) for role in outputs)
+    written = Path(outputs["gentract-tractogram"])
+    assert torch.allclose(read_tractogram(written, ANAT)[0].points, TO_DWI.inverse().map(lines.points), atol=1e-3)
+    assert read_groups(written)["AF_L"].tolist() == [1]
+    assert "generated for" in json.loads(Path(outputs["gentract-tractogram-sidecar"]).read_text())["Description"]
 
 
 def test_nothing_is_carried_through_a_registration_that_failed(given: dict[str, Any], tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ class NormaliseDwiInputSpec(StepInputSpec):
     normalised_anat = traits.Dict(
         desc="outputs of NormaliseAnat: the brain mask, where the target is the anatomical image"
     )
+    prepared = traits.Dict(desc="outputs of PrepareDwi: the scan's grid, where there are no maps")
     models = traits.List(traits.Str, mandatory=True)
     fits = traits.List(traits.Dict, mandatory=True, desc="outputs of FitModel, one for each model")
     tractograms = traits.List(traits.Dict, mandatory=True, desc="outputs of Track")
@@ -123,7 +124,11 @@ class NormaliseDwi(Step):
             else [self.inputs.prepared_anat["anat"], self.inputs.normalised_anat["mask"]]
         )
         tractograms = [outputs["tractogram"] for outputs in self.inputs.tractograms]
-        return [*transforms, *(path for _, path, _ in self._maps()), *(Path(path) for path in [*anat, *tractograms])]
+        return [*transforms, *self._scan(), *(Path(path) for path in [*anat, *tractograms])]
+
+    def _scan(self) -> list[Path]:
+        """Every map, or the scan itself: the first of them says what its grid is."""
+        return [path for _, path, _ in self._maps()] or [Path(self.inputs.prepared["dwiref"])]
 
     def parameters(self) -> dict[str, Any]:
         return {
@@ -167,7 +172,7 @@ class NormaliseDwi(Step):
 
     def _target(self) -> Target:
         inputs = self.inputs
-        scan = read_image(self._maps()[0][1], "")[0].grid
+        scan = read_image(self._scan()[0], "")[0].grid
         size = math.prod(scan.voxel_sizes) ** (1 / 3)
         if isdefined(inputs.template):
             fixed = load_template(inputs.template, contrast="T1w")

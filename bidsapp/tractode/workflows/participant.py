@@ -50,6 +50,7 @@ from tractode.workflows.anatomy import Anatomy, AnatomyBuilder
 from tractode.workflows.tracking import generation_of, plan_of, region_names
 
 SENSITIVITY_SEEDS, SLOPPY_SEEDS = 50_000, 5_000
+_Nodes = dict[str, pe.Node]
 
 
 def init_participant_wf(participant: Participant, settings: Settings, run_id: str) -> pe.Workflow:
@@ -73,7 +74,7 @@ class _Links:
 
     to_anat: pe.Node | None
     anatomy: Anatomy | None
-    to_template: dict[str, pe.Node]
+    to_template: _Nodes
 
 
 class _Builder:
@@ -144,7 +145,7 @@ class _Builder:
         self._compare(run, prepared, fod, fits.get("dti"), regions, tracks)
         self._weights(run, prepared, fod, tracks)
         self._sensitivity(run, prepared, fits, regions)
-        self._normalise(run, fits, tracks, links)
+        self._normalise(run, prepared, fits, tracks, links)
 
     def _field(self, correction: Correction | None, policy: IngestPolicy, anatomy: Anatomy | None) -> pe.Node | None:
         """The node that finds the field of a run, one for all runs that the same images serve."""
@@ -214,7 +215,7 @@ class _Builder:
             self._connect_links(links, self.templates[0], node)
         return node
 
-    def _orientations(self, run: DwiRun, prepared: pe.Node, fits: dict[str, pe.Node]) -> pe.Node | None:
+    def _orientations(self, run: DwiRun, prepared: pe.Node, fits: _Nodes) -> pe.Node | None:
         """The node whose FOD is followed: the fit itself, or its refinement."""
         model = self._orientation_model
         if model is None or not self.settings.tracking or not self.settings.refine_orientations:
@@ -238,7 +239,7 @@ class _Builder:
         tensor: pe.Node | None,
         regions: pe.Node | None,
         links: _Links,
-    ) -> dict[str, pe.Node]:
+    ) -> _Nodes:
         """The streamlines of every method, followed or generated."""
         nodes = {}
         for method in self.settings.tracking:
@@ -269,7 +270,7 @@ class _Builder:
         fod: pe.Node | None,
         tensor: pe.Node | None,
         regions: pe.Node | None,
-        tracks: dict[str, pe.Node],
+        tracks: _Nodes,
     ) -> None:
         """Generated streamlines beside the tracked ones, and both against the scan."""
         followed = {method: node for method, node in tracks.items() if not is_generative(method)}
@@ -283,7 +284,7 @@ class _Builder:
                     self.workflow.connect(source, "outputs", node, field)
             self._gather(run, f"compared-{method}", followed.values(), node, "tractograms")
 
-    def _weights(self, run: DwiRun, prepared: pe.Node, fod: pe.Node | None, tracks: dict[str, pe.Node]) -> None:
+    def _weights(self, run: DwiRun, prepared: pe.Node, fod: pe.Node | None, tracks: _Nodes) -> None:
         """Weights for the streamlines of every method."""
         target = self.settings.streamline_weights
         if target == "none" or fod is None:
@@ -296,7 +297,7 @@ class _Builder:
             for source, field in ((prepared, "prepared"), (fod, "orientations"), (track, "tractogram")):
                 self.workflow.connect(source, "outputs", node, field)
 
-    def _sensitivity(self, run: DwiRun, prepared: pe.Node, fits: dict[str, pe.Node], regions: pe.Node | None) -> None:
+    def _sensitivity(self, run: DwiRun, prepared: pe.Node, fits: _Nodes, regions: pe.Node | None) -> None:
         """What the connection of two regions rests on, through the model itself (not a refined field)."""
         model = self._orientation_model
         if not self.settings.sensitivity or model is None or regions is None:
@@ -310,23 +311,36 @@ class _Builder:
         for source, field in sources:
             self.workflow.connect(source, "outputs", node, field)
 
-    def _normalise(self, run: DwiRun, fits: dict[str, pe.Node], tracks: dict[str, pe.Node], links: _Links) -> None:
-        """Maps, orientations and streamlines in every output space."""
+    def _normalise(self, run: DwiRun, prepared: pe.Node, fits: _Nodes, tracks: _Nodes, links: _Links) -> None:
+        """Maps, orientations and streamlines in every output space.
+
+        Generated streamlines go there by themselves: a model that refuses a scan must not keep its maps from it.
+        """
+        followed = {name: node for name, node in tracks.items() if not is_generative(name)}
         targets: list[Template | None] = [*self.templates, *([None] if self.into_anatomy else [])]
         for template in targets:
             space = self.settings.anat_modality if template is None else template.name
-            interface = NormaliseDwi(
-                run=run, models=list(fits), tracks=[method_of(name).label for name in tracks],
-                resolution=self.settings.output_resolution or 0.0, modulation=self.settings.fod_modulation,
-            )  # fmt: skip
-            node = self._node(interface, f"{run.name}_normalise-dwi-{space}", run.name, 2.5)
-            if template is not None:
-                interface.inputs.template = template
-                self._connect_links(links, template, node)
-            else:
-                self._connect_anatomy(links, run, node)
-            self._gather(run, f"maps-{space}", fits.values(), node, "fits")
-            self._gather(run, f"tractograms-{space}", tracks.values(), node, "tractograms")
+            self._into(run, template, space, fits, followed, links)
+            for name in tracks.keys() - followed.keys():
+                node = self._into(run, template, f"{space}-{name}", {}, {name: tracks[name]}, links)
+                self.workflow.connect(prepared, "outputs", node, "prepared")
+
+    def _into(
+        self, run: DwiRun, template: Template | None, what: str, fits: _Nodes, tracks: _Nodes, links: _Links
+    ) -> pe.Node:
+        interface = NormaliseDwi(
+            run=run, models=list(fits), tracks=[method_of(name).label for name in tracks],
+            resolution=self.settings.output_resolution or 0.0, modulation=self.settings.fod_modulation,
+        )  # fmt: skip
+        node = self._node(interface, f"{run.name}_normalise-dwi-{what}", run.name, 2.5)
+        if template is not None:
+            interface.inputs.template = template
+            self._connect_links(links, template, node)
+        else:
+            self._connect_anatomy(links, run, node)
+        self._gather(run, f"maps-{what}", fits.values(), node, "fits")
+        self._gather(run, f"tractograms-{what}", tracks.values(), node, "tractograms")
+        return node
 
     def _connect_anatomy(self, links: _Links, run: DwiRun, node: pe.Node) -> None:
         """Hand a node the registration of a run to its anatomy, and the anatomy itself."""
