@@ -74,7 +74,8 @@ def test_every_path_has_a_finite_loss_and_gradient(path: str) -> None:
     loss.backward()
     assert torch.isfinite(loss)
     gradients = [p.grad for p in one.module.parameters() if p.grad is not None]
-    assert gradients and all(bool(torch.isfinite(g).all()) for g in gradients)
+    assert gradients
+    assert all(bool(torch.isfinite(g).all()) for g in gradients)
 
 
 def test_the_same_step_has_the_same_loss() -> None:

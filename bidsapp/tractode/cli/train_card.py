@@ -45,7 +45,7 @@ def metrics_of(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise MissingInputError(
-            "There is no such file", id="E-TRAIN-METRICS", path=path, needed="JSON or TOML"
+            "There is no such file", id="E-TRAIN-NO-METRICS", path=path, needed="JSON or TOML"
         ) from error
     try:
         found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
