@@ -105,7 +105,7 @@ def test_local_recipe_writes_weights_that_draw_and_goes_on_where_it_stopped(
     assert "| ours | 0.75 ± 0.021 | 10 |" in (out / "card.md").read_text(encoding="utf-8")
     capsys.readouterr()
     assert main(["card", str(out), "--metrics", str(out / "none.json")]) == 66
-    assert "E-TRAIN-METRICS" in capsys.readouterr().err
+    assert "E-TRAIN-NO-METRICS" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", ["flow", "diffusion"])
