@@ -111,8 +111,9 @@ Recipe = LocalRecipe | PublishedRecipe
 
 RECIPES: Mapping[str, Recipe] = {
     "local": LocalRecipe(
-        subjects=280,
-        loop=LoopSettings(steps=6000, learning_rate=2e-3, warm_up=50, average=0.998, checkpoint_every=100),
+        subjects=170,
+        loop=LoopSettings(steps=6000, learning_rate=1.5e-3, warm_up=50, average=0.99, checkpoint_every=100),
+        batch=GenTractSettings(n_lines=768, n_judged=128),
     ),
     "small": PublishedRecipe(
         subjects=100,
