@@ -104,6 +104,8 @@ def summary(records: Sequence[Record], keys: Sequence[str] | None = None) -> Rec
         if values:
             entry[key] = round(statistics.fmean(values), 4)
             entry[f"{key}_sd"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
+            if len(values) < len(records):  # nothing was drawn in the others
+                entry[f"{key}_n"] = len(values)
     return {**entry, "n": len(records)}
 
 
