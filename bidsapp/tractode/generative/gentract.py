@@ -45,7 +45,7 @@ class Sampling:
         Classifier-free guidance (Ho & Salimans 2022, doi:10.48550/arXiv.2207.12598): the velocity leaves that of no subject
         behind by this share of their difference. 0 for none.
     climb_mm
-        After each step lines climb the field's amplitude along them by this much. 0 for none.
+        After the last step lines climb the field's amplitude along them by this much. 0 for none.
     noise
         How much of the disturbance that starts had in training they get: less draws lines nearer to the bundle's own,
         more of them alike.
@@ -53,12 +53,12 @@ class Sampling:
         Bundles whose lines are less confident than this in a first small draw are not drawn.
     """
 
-    n_steps: int = 5
-    min_confidence: float = 0.5
+    n_steps: int = 4
+    min_confidence: float = 0.05
     contrast: float = 0.0
-    climb_mm: float = 0.0
-    noise: float = 1.0
-    least_presence: float = 0.05
+    climb_mm: float = 1.0
+    noise: float = 0.3
+    least_presence: float = 0.02
     most_rounds: int = 20
 
 
