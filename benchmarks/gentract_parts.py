@@ -127,13 +127,7 @@ def _made(bench: Bench, method: str, case: Case) -> Made:
 
 def _atlas(bench: Bench, method: str, case: Case) -> Made:
     """The library's lines; of the two pictures of anatomy (atlas, simulator) the one that the subject was made of."""
-    exist = set(case.regions)
-    own = {bool(bench.library.is_simulated[bench.library.names.index(name)]) for name in exist}
-    family = {
-        name
-        for name, simulated in zip(bench.library.names, bench.library.is_simulated.tolist(), strict=True)
-        if simulated in own
-    }
+    exist, family = set(case.regions), _family(bench, case)
     made = atlas_lines(
         bench.library,
         bench.n_lines,
@@ -142,6 +136,13 @@ def _atlas(bench: Bench, method: str, case: Case) -> Made:
     )
     way = {"atlas": case.centred, "atlas_affine": case.affine}.get(method, case.registered)
     return made.carried(way)
+
+
+def _family(bench: Bench, case: Case) -> set[str]:
+    """All bundles of the kinds (atlas's, simulator's) that the subject has any of."""
+    kinds = dict(zip(bench.library.names, bench.library.is_simulated.tolist(), strict=True))
+    own = {kinds[name] for name in case.regions}
+    return {name for name, kind in kinds.items() if kind in own}
 
 
 def drawn(bench: Bench, method: str, case: Case, n: int | None = None, **sampling: Any) -> Made:
@@ -168,7 +169,8 @@ def _shown(bench: Bench, shown: str, case: Case, other: Callable[[], Case]) -> R
         made = drawn(bench, "gentract", other())
     else:
         field_shown = bench.ours().mean_field() if what == "mean" else None
-        made = bench.ours().made(field_shown, what, bench.n_lines)
+        # Told which of the two pictures of anatomy to draw, which no subject's field would tell.
+        made = bench.ours().made(field_shown, what, bench.n_lines, bundles=tuple(sorted(_family(bench, case))))
     if shown.endswith("_field_only"):
         own = made.carried(case.registered)
     elif what == "other":
