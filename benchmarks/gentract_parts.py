@@ -28,12 +28,14 @@ ATLAS = ("atlas", "atlas_affine", "atlas_registered", "atlas_registered_present"
 CEILING = "ceiling"
 SHOWN = ("other", "mean", "none", "other_field_only", "mean_field_only", "none_field_only")
 STEPS = (1, 2, 4, 6, 10, 25, 50)
+_UNGUIDED = {"climb_mm": 0.0, "contrast": 0.0}
 GUIDANCE: dict[str, dict[str, float]] = {
-    "none": {},
-    "field_0.5mm": {"climb_mm": 0.5},
-    "field_1mm": {"climb_mm": 1.0},
-    "classifier_free_0.5": {"contrast": 0.5},
-    "classifier_free_1": {"contrast": 1.0},
+    "as_shipped": {},
+    "none": _UNGUIDED,
+    "field_0.5mm": {**_UNGUIDED, "climb_mm": 0.5},
+    "field_1mm": {**_UNGUIDED, "climb_mm": 1.0},
+    "classifier_free_0.5": {**_UNGUIDED, "contrast": 0.5},
+    "classifier_free_1": {**_UNGUIDED, "contrast": 1.0},
 }
 
 
