@@ -165,7 +165,9 @@ def _lines(one: _Head, moved: tuple[str, Tensor] | None) -> dict[str, Streamline
         points = back.map(one.person.lines[rows].double())
         if moved is not None and moved[0] == library.names[index]:
             points = points + moved[1]
-        fine = torch.nn.functional.interpolate(points.movedim(-1, 1), 121, mode="linear", align_corners=True).movedim(1, -1)
+        fine = torch.nn.functional.interpolate(points.movedim(-1, 1), 121, mode="linear", align_corners=True).movedim(
+            1, -1
+        )
         offsets = torch.arange(0, fine.shape[0] * fine.shape[1] + 1, fine.shape[1])
         found[library.names[index]] = Streamlines(fine.reshape(-1, 3).float(), offsets, SPACE)
     return found
@@ -180,7 +182,9 @@ def _deconvolved(values: Tensor, gtab: GradientTable, where: Tensor, grid: Image
         response = estimate_response(signal[some], gtab, shell, _RESPONSE)
     except InputDataError:
         response = gaussian_response(2000.0, 1.7e-3, 0.4e-3, float(signal[:, gtab.is_b0].median()))
-    fod = constrained_deconvolution(signal[:, shell], gtab.bvecs[shell], response.coefficients, ORDER_OF_TRACKERS, torch.float32)
+    fod = constrained_deconvolution(
+        signal[:, shell], gtab.bvecs[shell], response.coefficients, ORDER_OF_TRACKERS, torch.float32
+    )
     coeffs = torch.zeros(fod.shape[1], *grid.shape)
     coeffs[:, where] = fod.mT.float()
     return ShField(grid, coeffs, ORDER_OF_TRACKERS)

@@ -15,7 +15,7 @@ from tractode.generative.field_encoder import (
     n_features,
     slopes_of,
 )
-from tractode.generative.gentract import GenTract, of_order, why_not
+from tractode.generative.gentract import GenTract, of_order, sharpened, why_not
 from tractode.generative.guidance import alignment, climbed
 from tractode.generative.source import Source, SourceSettings
 from tractode.generative.space import mirrored, normalised, training_grid
@@ -255,3 +255,17 @@ def test_lines_between_given_ends_arrive_there_either_way_round() -> None:
         )[:, 8]
     ).norm(dim=-1)
     assert float(middle.max()) < 15
+
+
+def test_faint_fields_are_raised_and_others_left() -> None:
+    mean = torch.zeros(15, *GRID.shape)
+    mean[0, 10:40, 10:50, 10:40] = 1.0
+    sharp = torch.zeros(28, *GRID.shape)
+    sharp[0, 10:40, 10:50, 10:40] = 0.9
+    sharp[3, 10:40, 10:50, 10:40] = 1.1
+    assert torch.equal(sharpened(sharp, mean), sharp)
+    faint = torch.cat([sharp[:1], sharp[1:] / 2])
+    raised = sharpened(faint, mean)
+    assert torch.equal(raised[0], faint[0])
+    assert float(raised[3].max()) == pytest.approx(1.0)
+    assert not sharpened(sharp * 0, mean).any()
