@@ -55,7 +55,7 @@ class Sampling:
     """
 
     n_steps: int = 4
-    min_confidence: float = 0.05
+    min_confidence: float = 0.12
     contrast: float = 0.0
     climb_mm: float = 1.0
     noise: float = 0.3
