@@ -237,15 +237,19 @@ class GenTract:
 
     def presence(self, context: Seen, generator: torch.Generator) -> Float[Tensor, " b"]:
         """Mean confidence of a few lines of each bundle: how likely the subject has it, as far as the model sees."""
+        return self._pilot(context, generator)[0]
+
+    def _pilot(self, context: Seen, generator: torch.Generator) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """Of a few lines of each bundle the mean confidence, and the share that would be accepted (never quite 0)."""
         n_bundles = len(self.names)
         has = self.source.counts(n_bundles).cpu() > 0
         bundles = has.nonzero().ravel().repeat_interleave(_PILOT)
-        rows = self.source.rows(
-            bundles.to(self._device), torch.rand(len(bundles), generator=generator).to(self._device)
-        )
-        _, confidence = self.draw(context, rows, generator)
-        total = torch.zeros(n_bundles).index_add_(0, bundles, confidence.cpu())
-        return total / _PILOT
+        uniform = torch.rand(len(bundles), generator=generator)
+        rows = self.source.rows(bundles.to(self._device), uniform.to(self._device))
+        confidence = self.draw(context, rows, generator)[1].cpu()
+        accepted = (confidence >= self.sampling.min_confidence).float()
+        total, n_accepted = (torch.zeros(n_bundles).index_add_(0, bundles, value) for value in (confidence, accepted))
+        return total / _PILOT, (n_accepted + 1) / (_PILOT + 1)
 
     def spread(
         self, context: Seen, generator: torch.Generator, n_lines: int = 12, n_repeats: int = 6
@@ -278,7 +282,7 @@ class GenTract:
         return self.network.centre.device
 
     def _weights(self, context: Seen, generator: torch.Generator, bundles: Sequence[str] | None) -> Float[Tensor, " b"]:
-        """How often each bundle is drawn: as in the atlas, those that the subject does not seem to have left out.
+        """How often each bundle is drawn: so that of those that the subject seems to have as many are accepted as in the atlas.
 
         Simulated courses and the atlas's bundles are two pictures of the same anatomy, so only the one that fits is drawn.
         """
@@ -286,12 +290,12 @@ class GenTract:
         if bundles is not None:
             chosen = torch.tensor([name in bundles for name in self.names])
             return weights * chosen
-        presence = self.presence(context, generator)
+        presence, acceptance = self._pilot(context, generator)
         simulated = torch.tensor(self.is_simulated)
         if simulated.any() and not simulated.all():
             is_simulated = bool(presence[simulated].mean() > presence[~simulated].mean())
             weights = weights * (simulated == is_simulated)
-        return weights * (presence >= self.sampling.least_presence)
+        return weights * (presence >= self.sampling.least_presence) / acceptance
 
     def _tile(self, context: Seen, bundles: Int[Tensor, " s"], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         uniform = torch.rand(len(bundles), generator=generator)
