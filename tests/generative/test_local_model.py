@@ -269,3 +269,17 @@ def test_faint_fields_are_raised_and_others_left() -> None:
     assert torch.equal(raised[0], faint[0])
     assert float(raised[3].max()) == pytest.approx(1.0)
     assert not sharpened(sharp * 0, mean).any()
+
+
+def test_keeping_all_gives_the_lines_below_the_threshold_too() -> None:
+    model = GenTract.tiny()
+    seen = model.context(field())
+    median = float(next(iter(model.sample(seen, 512, generator()))).per_streamline["confidence"].median())
+    strict = model.with_sampling(min_confidence=median, most_rounds=1)
+    kept = next(iter(strict.sample(seen, 400, generator())))
+    every = next(iter(strict.with_sampling(keeps_all=True).sample(seen, 512, generator())))
+    confident = every.per_streamline["confidence"].ravel() >= median
+    assert 0 < int(confident.sum()) < 512
+    assert float(kept.per_streamline["confidence"].min()) >= median
+    n = min(len(kept), int(confident.sum()))
+    assert torch.equal(kept.per_streamline["bundle"][:n], every.per_streamline["bundle"][confident][:n])

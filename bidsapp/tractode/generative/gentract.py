@@ -52,6 +52,8 @@ class Sampling:
         more of them alike.
     least_presence
         Bundles whose lines are less confident than this in a first small draw are not drawn.
+    keeps_all
+        Whether all lines drawn are given, for a caller who judges them by ``min_confidence``.
     """
 
     n_steps: int = 4
@@ -60,12 +62,13 @@ class Sampling:
     climb_mm: float = 1.0
     noise: float = 0.3
     least_presence: float = 0.02
+    keeps_all: bool = False
     most_rounds: int = 20
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """A subject, encoded once, and what no subject looks like (where guidance needs it)."""
+    """A subject, encoded once, and nobody (where guidance needs it)."""
 
     subject: Context
     nobody: Context | None
@@ -159,10 +162,9 @@ class GenTract:
 
     def parameters(self, grid: ImageGrid | None = None) -> dict[str, Any]:
         """Facts for the sidecar and the report."""
+        told = {"Algorithm": "GenTract", "TrainingSpace": SPACE, "Path": self.path_name}
         return {
-            "Algorithm": "GenTract",
-            "TrainingSpace": SPACE,
-            "Path": self.path_name,
+            **told,
             "Bundles": len(self.names),
             **{key.title().replace("_", ""): value for key, value in dataclasses.asdict(self.sampling).items()},
         }
@@ -193,14 +195,13 @@ class GenTract:
         generator alone: they are drawn in tiles of one size, whatever asks for them.
         """
         weights = self._weights(context, generator, bundles)
-        found = 0
-        most = self.sampling.most_rounds * -(-n // _TILE)
-        for _ in range(most):
+        found, least = 0, 0.0 if self.sampling.keeps_all else self.sampling.min_confidence
+        for _ in range(self.sampling.most_rounds * -(-n // _TILE)):
             if found >= n or not float(weights.sum()):
                 return
             chosen = torch.multinomial(weights, _TILE, replacement=True, generator=generator)
             knots, confidence = self._tile(context, chosen, generator)
-            good = (confidence >= self.sampling.min_confidence).nonzero().ravel()[: n - found]
+            good = (confidence >= least).nonzero().ravel()[: n - found]
             found += len(good)
             if len(good):
                 yield self._lines(knots[good], confidence[good], chosen.to(good.device)[good])

@@ -144,7 +144,7 @@ class Generate(Step):
         most = wanted * DRAWN_PER_STREAMLINE if plan.n_streamlines else wanted
         rules, lookup = self._rules(mask), MaskLookup.of(mask, torch.device("cpu"))
         # Every line drawn is looked at here, so that the report can say how many of each bundle were not sure enough.
-        drawing, found = model.with_sampling(min_confidence=0.0), 0
+        drawing, found = model.with_sampling(keeps_all=True), 0
         for part in drawing.sample(context, most, generator, self._bundles()):
             plain = _plain(part)
             kept, row = self._judged(plain, transform, rules, model.sampling.min_confidence)
