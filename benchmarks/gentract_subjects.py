@@ -9,7 +9,7 @@ template at 2 mm; the head lies in the T1w as in the scan. Qualities: 2.2 or 3 m
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +19,19 @@ from torch import Tensor
 
 from tractode.errors import InputDataError
 from tractode.evaluate.connections import BundleRegions
-from tractode.fields import Affine, Chain, GradientTable, Image, ImageGrid, ShField, Streamlines, Transform
+from tractode.fields import (
+    Affine,
+    Chain,
+    Displacement,
+    Flow,
+    GradientTable,
+    Image,
+    ImageGrid,
+    ShField,
+    Streamlines,
+    Transform,
+    VelocityField,
+)  # fmt: skip
 from tractode.fields.reorient import reoriented
 from tractode.generative.space import ORDER, SPACE, training_grid
 from tractode.io.builtin_template import load_builtin
@@ -52,6 +64,12 @@ class _Head:
     registered: Transform
     affine: Affine
     centred: Affine
+
+
+# What the files of the work folder may hold besides tensors.
+_STORED = [
+    Affine, BundleRegions, Case, Chain, Displacement, Flow, Image, ImageGrid, ShField, Streamlines, Variation, VelocityField, _Head,
+]  # fmt: skip
 
 
 @cache
@@ -90,7 +108,9 @@ def _kept(path: Path, make) -> Case:  # type: ignore[no-untyped-def]
         partial = path.with_suffix(".part")
         torch.save(make(), partial)
         partial.replace(path)
-    return torch.load(path, weights_only=False)  # type: ignore[no-any-return]
+    # Of classes, only those that a case is made of are read: nothing in the file can run code.
+    with torch.serialization.safe_globals(_STORED):
+        return torch.load(path, weights_only=True)  # type: ignore[no-any-return]
 
 
 def _head(work: Path, number: int) -> _Head:
@@ -188,8 +208,3 @@ def _deconvolved(values: Tensor, gtab: GradientTable, where: Tensor, grid: Image
     coeffs = torch.zeros(fod.shape[1], *grid.shape)
     coeffs[:, where] = fod.mT.float()
     return ShField(grid, coeffs, ORDER_OF_TRACKERS)
-
-
-def with_signal_of(case: Case, other: ShField) -> Case:
-    """The same subject, another orientation field in the training space."""
-    return replace(case, field=other)

@@ -288,10 +288,9 @@ class GenTract:
         Simulated courses and the atlas's bundles are two pictures of the same anatomy, so only the one that fits is drawn.
         """
         weights = self.source.weights(len(self.names)).cpu()
-        if bundles is not None:
-            chosen = torch.tensor([name in bundles for name in self.names])
-            return weights * chosen
         presence, acceptance = self._pilot(context, generator)
+        if bundles is not None:
+            return weights * torch.tensor([name in bundles for name in self.names]) / acceptance
         simulated = torch.tensor(self.is_simulated)
         if simulated.any() and not simulated.all():
             is_simulated = bool(presence[simulated].mean() > presence[~simulated].mean())

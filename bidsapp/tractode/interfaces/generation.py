@@ -24,7 +24,7 @@ from tractode.fields.sh import n_coefficients, order_of
 from tractode.fields.transform import Chain, resample
 from tractode.interfaces.generation_plan import Tally
 from tractode.interfaces.methods import method_of
-from tractode.interfaces.normalisation import Link
+from tractode.interfaces.normalisation import Link, failures
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets
 from tractode.interfaces.tracking_plan import TrackingPlan
 from tractode.io.nifti import read_image
@@ -302,11 +302,7 @@ class Generate(Step):
 
 def check_links(links: list[Link]) -> None:
     """Raise `InputDataError` unless every registration has passed its gate."""
-    failed = [link for link in links if not link.passed]
-    if failed:
-        reasons = "; ".join(
-            f"{link.label}: {link.facts.get('quality', {}).get('reason', 'no verdict')}" for link in failed
-        )
+    if reasons := failures(links):
         raise InputDataError(
             f"Streamlines cannot be generated: the registration to the model's space did not pass its quality gate ({reasons})",
             id="E-GENTRACT-REGISTRATION",

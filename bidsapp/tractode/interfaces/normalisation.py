@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,15 @@ class Link:
 
     def backward(self) -> Transform:
         return read_itk(Path(self.outputs[f"from-{self.label}"]), source=self.moving, target=self.fixed)
+
+
+def failures(links: Iterable[Link]) -> str:
+    """Which registrations did not pass their gate, and why; empty where all did."""
+    return "; ".join(
+        f"{link.label}: {link.facts.get('quality', {}).get('reason', 'no verdict')}"
+        for link in links
+        if not link.passed
+    )
 
 
 @dataclass(frozen=True)

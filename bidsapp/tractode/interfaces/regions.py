@@ -13,7 +13,7 @@ from tractode.bids.templates import load_tissues, tissue_files
 from tractode.errors import InputDataError
 from tractode.fields import Image, ImageGrid, Transform
 from tractode.fields.transform import Chain, resample
-from tractode.interfaces.normalisation import Link
+from tractode.interfaces.normalisation import Link, failures
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
 from tractode.io.nifti import read_image
 from tractode.preprocess import five_tissue
@@ -168,11 +168,7 @@ class CarryRegions(Step):
 
 def check_links(links: list[Link]) -> None:
     """Raise `InputDataError` unless every registration has passed its gate."""
-    failed = [link for link in links if not link.passed]
-    if failed:
-        reasons = "; ".join(
-            f"{link.label}: {link.facts.get('quality', {}).get('reason', 'no verdict')}" for link in failed
-        )
+    if reasons := failures(links):
         raise InputDataError(
             f"Tissues and regions cannot be brought into the scan: the registration did not pass its quality gate ({reasons})",
             id="E-REGION-REGISTRATION",

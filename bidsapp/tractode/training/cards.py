@@ -71,7 +71,7 @@ def gentract_card(training: Mapping[str, Any], metrics: Mapping[str, Any] | None
     """
     curve = "\n".join(f"| {int(step):,} | {loss:.4f} |" for step, loss in training["curve"])
     measured = (
-        tables_of(metrics)
+        tables_of({group: metrics[group] for group in _GROUPS if group in metrics}, _COLUMNS)
         if metrics
         else "Not measured yet (`tractode-train card FOLDER --metrics FILE` fills this in)."
     )
@@ -150,20 +150,30 @@ def _held_out_words(training: Mapping[str, Any]) -> str:
     return f"Mean loss after training: {losses['learned']:.4f} on subjects that were learned from, {losses['held_out']:.4f} on real participants that were not."
 
 
-def tables_of(results: Mapping[str, Any], level: int = 3) -> str:
-    """Every group of rows of numbers in nested results as a table; ``x_sd`` stands behind ``x`` as ±."""
+# What a card shows of the benchmark; the rest is in its result file.
+_GROUPS = ("baselines", "conditioning", "tables", "speed")
+_COLUMNS = (
+    "valid_rate", "bundles_found", "overlap", "overreach", "mdf_mm", "streamlines_per_s", "peak_rss_mb", "seconds", "n",
+)  # fmt: skip
+
+
+def tables_of(results: Mapping[str, Any], columns: Sequence[str] = (), level: int = 3) -> str:
+    """Every group of rows of numbers in nested results as a table; ``x_sd`` stands behind ``x`` as ±.
+
+    Only ``columns`` are shown, where some are given.
+    """
     blocks = []
     for name, group in results.items():
         if name == "meta" or not isinstance(group, Mapping):
             continue
         rows = {key: row for key, row in group.items() if isinstance(row, Mapping) and _numbers(row)}
         if rows:
-            blocks.append(f"{'#' * level} {name}\n\n{_table(rows)}")
+            blocks.append(f"{'#' * level} {name}\n\n{_table(rows, columns)}")
         deeper = {key: row for key, row in group.items() if isinstance(row, Mapping) and key not in rows}
-        if deeper and (inner := tables_of(deeper, level + 1)):
+        if deeper and (inner := tables_of(deeper, columns, level + 1)):
             blocks.append(inner if rows else f"{'#' * level} {name}\n\n{inner}")
         if not rows and not deeper and _numbers(group):
-            blocks.append(f"{'#' * level} {name}\n\n{_table({name: group})}")
+            blocks.append(f"{'#' * level} {name}\n\n{_table({name: group}, columns)}")
     return "\n\n".join(blocks)
 
 
@@ -171,8 +181,9 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, int | float]:
     return {key: value for key, value in row.items() if isinstance(value, int | float) and not isinstance(value, bool)}
 
 
-def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows.values() for key in _numbers(row) if not key.endswith("_sd")))
+def _table(rows: Mapping[str, Mapping[str, Any]], wanted: Sequence[str]) -> str:
+    found = dict.fromkeys(key for row in rows.values() for key in _numbers(row) if not key.endswith("_sd"))
+    columns = [key for key in found if not wanted or key in wanted]
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(_cell(row, column) for column in columns)} |" for name, row in rows.items()]
     return "\n".join(lines)
