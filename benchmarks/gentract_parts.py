@@ -18,7 +18,7 @@ from gentract_trackers import LOCAL, track
 from scipy import stats
 from torch import Tensor
 
-from tractode.evaluate.bundle_distance import resampled
+from tractode.fields.line_shape import resampled
 from tractode.evaluate.calibration import discrimination, reliability
 from tractode.fields import Streamlines, Transform
 from tractode.simulate.bundle_library import BundleLibrary

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from tractode.errors import SpaceMismatchError
-from tractode.evaluate.bundle_distance import bundle_distance, mdf_matrix, resampled
+from tractode.evaluate.bundle_distance import bundle_distance, mdf_matrix
 from tractode.evaluate.density import covering_grid, density_agreement, map_agreement
 from tractode.evaluate.visitation import visits
 from tractode.fields import ImageGrid, Streamlines
+from tractode.fields.line_shape import resampled
 from tractode.io.tractogram import read_tractogram, write_tractogram
 from tractode.ops import polyline
 from tractode.simulate.phantom import PhantomSettings, phantom

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tractode.errors import SpaceMismatchError
 from tractode.fields import Streamlines
+from tractode.fields.line_shape import resampled
 
 _TILE = 1024
 
@@ -63,24 +64,6 @@ def mdf_matrix(first: Float[Tensor, "a n 3"], second: Float[Tensor, "b n 3"]) ->
         direct += torch.cdist(first[:, k], second[:, k], compute_mode="donot_use_mm_for_euclid_dist")
         flipped += torch.cdist(first[:, k], second[:, n - 1 - k], compute_mode="donot_use_mm_for_euclid_dist")
     return torch.minimum(direct, flipped) / n
-
-
-def resampled(lines: Streamlines, n: int) -> Float[Tensor, "s n 3"]:
-    """Every line by ``n`` points equally spaced along it, ends kept (float64)."""
-    if len(lines) == 0:
-        return torch.zeros(0, n, 3, dtype=torch.float64)
-    points = lines.points.detach().cpu().double()
-    owner, offsets = lines.streamline_of_point.cpu(), lines.offsets.cpu()
-    first, last = offsets[:-1], offsets[1:] - 1
-    steps = points.diff(dim=0).norm(dim=-1) * (owner[1:] == owner[:-1])
-    along = torch.cat([steps.new_zeros(1), steps.cumsum(0)])  # over all lines, none between them
-    target = torch.lerp(along[first, None], along[last, None], torch.linspace(0, 1, n, dtype=torch.float64))
-    upper = torch.searchsorted(along, target).minimum(last[:, None])
-    upper = torch.maximum(upper, torch.minimum(first + 1, last)[:, None])
-    lower = torch.maximum(upper - 1, first[:, None])
-    span = along[upper] - along[lower]
-    share = torch.where(span > 0, (target - along[lower]) / span.clamp(min=1e-300), torch.zeros_like(span))
-    return torch.lerp(points[lower], points[upper], share.clamp(0, 1)[..., None])
 
 
 def _some(lines: Streamlines, most: int) -> Streamlines:
