@@ -18,9 +18,9 @@ from gentract_trackers import LOCAL, track
 from scipy import stats
 from torch import Tensor
 
-from tractode.fields.line_shape import resampled
 from tractode.evaluate.calibration import discrimination, reliability
 from tractode.fields import Streamlines, Transform
+from tractode.fields.line_shape import resampled
 from tractode.simulate.bundle_library import BundleLibrary
 
 QUALITIES = ("base", "noise", "lowres", "lowres_noise")
