@@ -6,12 +6,12 @@ The law tests in ``tests/contracts`` run over every registered class of each fam
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from tractode.fields import GradientTable, Image, ImageGrid, PeakField, ShField, Streamlines, TensorField
@@ -135,6 +135,63 @@ class Rule(ABC):
     def facts(self) -> dict[str, Any]:
         """The rule as plain data for sidecar and report."""
         return {"Rule": type(self).__name__}
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """What a codec made of streamlines.
+
+    ``values`` are whole numbers of a discrete codec, floats of a continuous one; one row is one streamline, or one group of
+    streamlines for a codec that takes groups. ``n_streamlines`` is how many lines they stand for.
+    """
+
+    values: Shaped[Tensor, "r c"]
+    n_streamlines: int
+
+
+class Codec(ABC):
+    """Streamlines of one space (RAS+ mm) to codes and back.
+
+    Parameters
+    ----------
+    is_discrete
+        Whether codes are whole numbers; a method may have settings of both kinds, so this is read from an instance.
+    is_deterministic
+        Whether the same lines always give the same codes. `False` only where a published method draws random numbers here.
+    is_reversal_invariant, is_order_invariant
+        Whether codes stay what they are when lines are reversed, and go with their lines when those change places.
+    space
+        The space that lines must be in, and that decoded ones are in.
+    bits_per_streamline
+        As stored: the sum of log2 of the levels of a discrete codec, 16 bits a number of a continuous one.
+    """
+
+    label: ClassVar[str]
+    citation: ClassVar[str]  # a key of bids/spec/references.yaml
+    is_discrete: bool
+    is_deterministic: bool = True
+    is_reversal_invariant: ClassVar[bool]
+    is_order_invariant: ClassVar[bool]
+    space: str
+    bits_per_streamline: float
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls, seed: int = 0) -> Codec:
+        """A small untrained one, for tests."""
+
+    @classmethod
+    @abstractmethod
+    def from_weights(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Codec:
+        """A trained one, of tensors by name and their settings."""
+
+    @abstractmethod
+    def encode(self, streamlines: Streamlines) -> Codes:
+        """Codes of streamlines; raises `InputDataError` for lines that it cannot stand for."""
+
+    @abstractmethod
+    def decode(self, codes: Codes, n_points: int = 64) -> Streamlines:
+        """The lines, in their order, in `space`, each by ``n_points`` points."""
 
 
 class SimilarityMetric(ABC):
