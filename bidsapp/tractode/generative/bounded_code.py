@@ -1,0 +1,174 @@
+"""Codes with a guarantee: lines that the codec would move too far are kept as points instead.
+
+No paper. Lines are compared at equal shares of their lengths. Both are polygons, so that their difference is a polygon of the
+share and its greatest length lies at a vertex of either: the largest error is exact, not sampled. A line whose error is above the
+bound is stored as the fewest equally spaced points, rounded to float16, that keep the bound; at worst as its own points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tractode.contracts import Codes
+from tractode.errors import UsageError
+from tractode.fields import ImageGrid, Streamlines
+from tractode.fields.line_shape import one_way, resampled
+
+N_POINTS = 64
+"""Points a decoded line has; the bound holds for the polygon through them."""
+LEAST_BOUND_MM = 0.1
+_LADDER = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
+_FINE_MM = 0.01
+_BINS = 5000
+
+
+@runtime_checkable
+class Coder(Protocol):
+    """What is needed of a codec: one row of codes a streamline, each in [0, its level), and a box in its space."""
+
+    label: ClassVar[str]
+    levels: tuple[int, ...]
+    box: ImageGrid
+
+    def encode(self, streamlines: Streamlines) -> Codes: ...
+
+    def decode(self, codes: Codes, n_points: int = 64) -> Streamlines: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Bounded:
+    """Streamlines as they are stored, in order, each in the one direction of `fields.line_shape.one_way`.
+
+    ``codes`` has a row for every line, ``is_exact`` says which of them are stored as ``points`` (float16 offsets from the middle of
+    the codec's box, mm) instead, ``n_points`` each. ``code_error`` and ``error`` are every line's largest error, in codes and as stored.
+    """
+
+    codes: Int[Tensor, "s c"]
+    is_exact: Bool[Tensor, " s"]
+    points: Float[Tensor, "p 3"]
+    n_points: Int[Tensor, " x"]
+    code_error: Float[Tensor, " s"]
+    error: Float[Tensor, " s"]
+
+
+def bounded(codec: Coder, lines: Streamlines, bound: float, spread: ErrorSpread | None = None) -> Bounded:
+    """Encode usable lines of the codec's space so that no point of any is farther than ``bound`` mm from what is stored.
+
+    ``spread`` gathers the errors of points as they are stored.
+
+    Raises
+    ------
+    UsageError
+        E-CODEC-BOUND: below what float16 can keep.
+    """
+    check_bound(bound)
+    lines = one_way(lines)
+    codes = codec.encode(lines)
+    values = codes.values.detach().cpu().long()
+    decoded = codec.decode(codes, N_POINTS).points.detach().cpu().double().reshape(len(lines), N_POINTS, 3)
+    even = resampled(lines, N_POINTS)
+    code_error = largest_error(lines, decoded)
+    is_exact = ~(code_error <= bound)  # also where it is not a number
+    error, parts = code_error.clone(), {}
+    left, middle = is_exact.nonzero().ravel(), centre(codec.box)
+    if spread is not None:
+        spread.add((decoded - even)[~is_exact].norm(dim=-1))
+    for n in _LADDER:
+        if not len(left):
+            break
+        some = lines.select(left)
+        halves = (resampled(some, n) - middle).half()
+        found = largest_error(some, halves.double() + middle)
+        fits = found <= bound
+        parts |= dict(zip(left[fits].tolist(), halves[fits], strict=True))
+        error[left[fits]] = found[fits]
+        if spread is not None:
+            spread.add_each(some.select(fits.nonzero().ravel()), halves[fits].double() + middle)
+        left = left[~fits]
+    for row in left.tolist():  # coiled or very long: its own points
+        parts[row] = (lines[row].cpu().double() - middle).half()
+        error[row] = float((parts[row].double() + middle - lines[row].cpu().double()).norm(dim=-1).max())
+    kept = [parts[row] for row in sorted(parts)]
+    points = torch.cat(kept) if kept else torch.zeros(0, 3, dtype=torch.float16)
+    counts = torch.tensor([len(part) for part in kept], dtype=torch.long)
+    return Bounded(values, is_exact, points, counts, code_error.float(), error.float())
+
+
+def check_bound(bound: float) -> None:
+    if not bound >= LEAST_BOUND_MM:
+        raise UsageError(
+            f"A largest error of {bound:g} mm is less than float16 can keep",
+            id="E-CODEC-BOUND",
+            needed=f"at least {LEAST_BOUND_MM:g} mm",
+            fix="give a larger one",
+        )
+
+
+def centre(box: ImageGrid) -> Float[Tensor, " 3"]:
+    """The middle of a grid, mm: what stored points are measured from."""
+    return box.to_world((torch.tensor(box.shape, dtype=torch.float64) - 1) / 2)
+
+
+def largest_error(lines: Streamlines, other: Float[Tensor, "s n 3"]) -> Float[Tensor, " s"]:
+    """The greatest distance (mm) between points at equal shares of length; ``other``'s points are at equal steps."""
+    other = other.double()
+    n, points = other.shape[1], lines.points.detach().cpu().double()
+    most = (resampled(lines, n) - other).norm(dim=-1).amax(1)
+    owner = lines.streamline_of_point.cpu()
+    # At the line's own vertices, where the other is between two of its points.
+    place = _shares(points, owner, lines.offsets.cpu()) * (n - 1)
+    lower = place.floor().long().clamp(0, n - 2)
+    at = torch.lerp(other[owner, lower], other[owner, lower + 1], (place - lower)[:, None])
+    return most.scatter_reduce(0, owner, (points - at).norm(dim=-1), "amax")
+
+
+def _shares(points: Float[Tensor, "p 3"], owner: Int[Tensor, " p"], offsets: Int[Tensor, " o"]) -> Float[Tensor, " p"]:
+    """Of its line's length, the part before each point."""
+    steps = points.diff(dim=0).norm(dim=-1) * (owner[1:] == owner[:-1])
+    along = torch.cat([steps.new_zeros(1), steps.cumsum(0)])[: len(points)]
+    start, length = along[offsets[:-1]], along[offsets[1:] - 1] - along[offsets[:-1]]
+    return ((along - start[owner]) / length[owner].clamp(min=1e-9)).clamp(0, 1)
+
+
+class ErrorSpread:
+    """Mean, 95th percentile and greatest of very many errors in mm, without keeping them (bins of 0.01 mm)."""
+
+    def __init__(self) -> None:
+        self._bins = torch.zeros(_BINS + 1, dtype=torch.long)
+        self._total, self._most, self.n = 0.0, 0.0, 0
+
+    def add(self, errors: Float[Tensor, "*n"]) -> None:
+        errors = errors.detach().flatten().double()
+        if not len(errors):
+            return
+        self._bins += torch.bincount((errors / _FINE_MM).long().clamp(0, _BINS), minlength=_BINS + 1)
+        self._total, self._most = self._total + float(errors.sum()), max(self._most, float(errors.max()))
+        self.n += len(errors)
+
+    def add_each(self, lines: Streamlines, other: Float[Tensor, "s n 3"]) -> None:
+        """The distances of lines to others at `N_POINTS` places."""
+        if len(lines):
+            self.add((resampled(lines, N_POINTS) - refined(other)).norm(dim=-1))
+
+    def facts(self) -> dict[str, float | None]:
+        """Millimetres, rounded; null where there was nothing."""
+        if not self.n:
+            return {"Mean": None, "Percentile95": None, "Maximum": None}
+        reached = self._bins.cumsum(0) >= 0.95 * self.n
+        return {
+            "Mean": round(self._total / self.n, 4),
+            "Percentile95": round(min((int(reached.nonzero()[0]) + 1) * _FINE_MM, self._most), 4),
+            "Maximum": round(self._most, 4),
+        }
+
+
+def refined(other: Float[Tensor, "s n 3"], n: int = N_POINTS) -> Float[Tensor, "s m 3"]:
+    """Polygons of equal steps of share at ``n`` places."""
+    place = torch.linspace(0, other.shape[1] - 1, n, dtype=torch.float64)
+    lower = place.floor().long().clamp(0, other.shape[1] - 2)
+    return torch.lerp(other.double()[:, lower], other.double()[:, lower + 1], (place - lower)[:, None])
