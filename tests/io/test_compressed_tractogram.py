@@ -103,7 +103,7 @@ def test_errors_are_gathered_as_they_are_stored(lines: Streamlines) -> None:
 
 
 def test_a_bound_that_float16_cannot_keep_is_refused(lines: Streamlines) -> None:
-    with pytest.raises(UsageError, match="0.05 mm") as caught:
+    with pytest.raises(UsageError, match=r"0\.05 mm") as caught:
         bounded(Knots(), lines, 0.05)
     assert caught.value.id == "E-CODEC-BOUND"
 

@@ -108,3 +108,22 @@ def test_batches_with_other_data_are_refused(tmp_path: Path, oblique_affine: tor
     out.abandon()
     with pytest.raises(UsageError, match=r"\.vtk"):
         stream_to(tmp_path / "a.vtk", grid)
+
+
+def test_numbers_of_groups_are_there_for_other_readers(tmp_path: Path, oblique_affine: torch.Tensor) -> None:
+    trx = pytest.importorskip("trx.trx_file_memmap")
+    lines, path = some_lines(9), tmp_path / "a.trx"
+    with stream_to(path, ImageGrid((5, 6, 7), oblique_affine, "dwi")) as out:
+        out.append(lines)
+        out.add_groups({"AF_L": torch.tensor([1, 4]), "none": torch.zeros(0, dtype=torch.long)})
+        out.add_group_data({name: {"latent": torch.arange(5.0), "length": torch.ones(1)} for name in ("AF_L", "none")})
+    loaded = trx.load(str(path))
+    assert loaded.data_per_group.keys() == {"AF_L"}
+    assert loaded.data_per_group["AF_L"]["latent"].tolist() == [[0, 1, 2, 3, 4]]
+    assert loaded.data_per_group["AF_L"]["length"].tolist() == [[1]]
+    loaded.close()
+    assert len(next(iter(stream_trx(path, "dwi")))) == len(read_tractogram(path, "dwi")[0]) == 9
+    assert list(read_groups(path)) == ["AF_L"]
+    with stream_to(tmp_path / "a.tck", ImageGrid((5, 6, 7), oblique_affine, "dwi")) as out:
+        out.append(lines)
+        out.add_group_data({"AF_L": {"latent": torch.arange(5.0)}})  # TCK has no room for it

@@ -27,7 +27,7 @@ from tractode.fields import ImageGrid, Streamlines
 
 FIXED_DATE = (1980, 1, 1, 0, 0, 0)
 COPY_BYTES = 1 << 20
-GROUPS = "groups/"
+GROUPS, GROUP_DATA = "groups/", "dpg/"
 
 
 class TractogramStream(ABC):
@@ -44,6 +44,10 @@ class TractogramStream(ABC):
 
     def add_groups(self, groups: Mapping[str, Tensor]) -> None:
         """Sets of streamlines by name, for formats that can hold them; the others leave them out."""
+        return
+
+    def add_group_data(self, data: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Numbers of groups: group → name → vector, for formats that can hold them."""
         return
 
     @abstractmethod
@@ -96,10 +100,15 @@ class TrxStream(TractogramStream):
         self._parts: dict[str, IO[bytes]] = {}
         self._names: set[str] | None = None
         self._groups: dict[str, Tensor] = {}
+        self._group_data: dict[str, Mapping[str, Tensor]] = {}
 
     def add_groups(self, groups: Mapping[str, Tensor]) -> None:
         """Sets of streamlines by name, as the indices of lines that are in the file when it is closed; empty ones are left out."""
         self._groups |= {name: index.detach().cpu() for name, index in groups.items() if len(index)}
+
+    def add_group_data(self, data: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Of groups that are in the file when it is closed; that of others is left out."""
+        self._group_data |= data
 
     def append(self, lines: Streamlines) -> None:
         data = {f"dpv/{name}": value for name, value in lines.per_point.items()}
@@ -141,7 +150,11 @@ class TrxStream(TractogramStream):
             for name in sorted(self._names or ()):
                 self._copy(archive, name, name)
             for name, index in sorted(self._groups.items()):
-                archive.writestr(_info(f"groups/{name}.uint32"), index.numpy().astype("<u4").tobytes())
+                archive.writestr(_info(f"{GROUPS}{name}.uint32"), index.numpy().astype("<u4").tobytes())
+            for group, data in sorted(self._group_data.items()):
+                for name, value in sorted(data.items()) if group in self._groups else ():
+                    member = _member(f"{GROUP_DATA}{group}/{name}", value.detach()[None])
+                    archive.writestr(_info(member), _bytes(value.detach()))
         self.abandon()
 
     @property
@@ -220,7 +233,7 @@ def stream_trx(path: Path, space: str, batch: int = 50_000) -> Iterator[Streamli
     """A TRX file of ours, ``batch`` streamlines at a time, in order. For files of others see `read_tractogram`."""
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist() if info.filename != "header.json"}
-        members = {name: info for name, info in members.items() if not name.startswith(GROUPS)}
+        members = {name: info for name, info in members.items() if not name.startswith((GROUPS, GROUP_DATA))}
         offsets_name = next(name for name in members if name.startswith("offsets."))
         offsets = _array(archive.read(offsets_name), offsets_name).astype(np.int64).ravel()
         del members[offsets_name]
