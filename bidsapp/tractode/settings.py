@@ -77,6 +77,12 @@ class Settings:
         Names of bundles to generate; empty means all.
     gentract_weights
         Folder of weights to use instead of those that came with the installation.
+    encode_bundles
+        Whether streamlines are coded, named after bundles and compressed.
+    codec_max_error_mm, codec_min_confidence
+        The largest error of a compressed streamline; the confidence (0 to 1) that a name needs, else the line is "other".
+    codec_weights
+        Folder of the codec's weights to use instead of those that came with the installation.
     act
         Anatomical constraint: tissues from a label or five-tissue image of the participant, or from the template.
     derivatives
@@ -136,6 +142,10 @@ class Settings:
     gentract_min_confidence: float | None = None
     gentract_bundles: tuple[str, ...] = ()
     gentract_weights: Path | None = None
+    encode_bundles: bool = False
+    codec_max_error_mm: float = 2.0
+    codec_min_confidence: float = 0.5
+    codec_weights: Path | None = None
     act: Literal["none", "labels", "template"] = "none"
     derivatives: tuple[str, ...] = ()
     include: tuple[str, ...] = ()

@@ -214,6 +214,12 @@ def generated_sidecar(
     return content | {"StreamlineGeneration": dict(generation)}
 
 
+def compressed_sidecar(sources: Sequence[Path | str], compression: Mapping[str, Any]) -> dict[str, Any]:
+    """Sidecar of a compressed tractogram: what wrote it, how large it is and how far its lines are from the truth."""
+    text = "Streamlines as the codes of a trained codec, and as points where these are not near enough; tractode-codec decodes it"
+    return _common(text, sources, None) | {"Compression": dict(compression)}
+
+
 def _amplitude(
     parameters: Mapping[str, Any], sources: Sequence[Path | str], bids_dir: Path | None
 ) -> list[dict[str, Any]]:

@@ -141,7 +141,7 @@ def _settled(values: dict[str, Any], asked: frozenset[str], notes: list[str]) ->
     ):
         if name in values:
             values[name] = tuple(dict.fromkeys(values[name]))
-    for name in ("bids_dir", "output_dir", "work_dir", "gentract_weights"):
+    for name in ("bids_dir", "output_dir", "work_dir", "gentract_weights", "codec_weights"):
         if values.get(name) is not None:
             # Steps run in folders of their own: a relative path would mean something else there.
             values[name] = Path(os.path.abspath(values[name]))

@@ -149,6 +149,7 @@ def _read_facts(run: Any, settings: Settings) -> dict[str, Any]:
 
     shape, voxel_sizes, gtab = read_table(run, settings)
     n_tracts = len(settings.tracking) * (1 + len(settings.output_spaces)) * len(settings.tractogram_formats)
+    n_tracts += len(settings.tracking) * settings.encode_bundles
     return {
         "shape": shape,
         "voxel_sizes": voxel_sizes,

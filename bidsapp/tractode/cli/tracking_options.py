@@ -14,9 +14,11 @@ SEEDINGS = ("white-matter", "brain", "grid", "interface", "dynamic")
 TISSUES = ("none", "labels", "template")
 WEIGHTS = ("none", "fod", "signal")
 REGIONS = ("include", "include_ordered", "exclude", "sensitivity")
+CODING = ("codec_max_error_mm", "codec_min_confidence", "codec_weights")
 GENERATION = ("gentract_steps", "gentract_min_confidence", "gentract_bundles", "gentract_weights")
+LEAST_ERROR_MM = 0.1
 FOLLOWING = ("seeding", "step_mm", "angle_deg", "min_radius_mm", "cutoff")
-FEATURES = ("streamline_weights", "refine_orientations", *REGIONS)
+FEATURES = ("encode_bundles", "streamline_weights", "refine_orientations", *REGIONS)
 
 
 def add_tracking(add: Callable[..., Any], trackers: tuple[str, ...]) -> None:
@@ -55,6 +57,7 @@ def add_tracking(add: Callable[..., Any], trackers: tuple[str, ...]) -> None:
     )
     _add_rules(add)
     _add_generation(add, several)
+    _add_coding(add)
     _add_regions(add, several)
     _add_features(add, several)
 
@@ -111,6 +114,36 @@ def _add_generation(add: Callable[..., Any], several: dict[str, Any]) -> None:
         type=Path,
         metavar="FOLDER",
         help="weights to use instead of those shipped, as tractode-train writes them",
+    )
+
+
+def _add_coding(add: Callable[..., Any]) -> None:
+    add(
+        "--encode-bundles",
+        dest="encode_bundles",
+        action="store_true",
+        help="code every tractogram with the bundle codec: bundles by name, a summary of each, and a compressed tractogram",
+    )
+    add(
+        "--codec-max-error-mm",
+        dest="codec_max_error_mm",
+        type=positive,
+        metavar="MM",
+        help="largest error of any point of the compressed tractogram (default: 2); lines beyond it are kept as points",
+    )
+    add(
+        "--codec-min-confidence",
+        dest="codec_min_confidence",
+        type=share,
+        metavar="P",
+        help="least confidence of a bundle's name, 0 to 1; below it a streamline is 'other' (default: 0.5)",
+    )
+    add(
+        "--codec-weights",
+        dest="codec_weights",
+        type=Path,
+        metavar="FOLDER",
+        help="weights to use instead of those shipped, as tractode-train codec writes them",
     )
 
 
@@ -181,6 +214,15 @@ def check_tracking(values: dict[str, Any], asked: frozenset[str], notes: list[st
     if values.get("min_radius_mm") and values.get("angle_deg"):
         _conflict("--min-radius-mm and --angle-deg contradict each other", "E-CONFIG-ANGLE")
     _check_generation(values, asked, notes)
+    if values.get("encode_bundles") and values.get("codec_max_error_mm", 2.0) < LEAST_ERROR_MM:
+        _conflict(
+            f"--codec-max-error-mm {values['codec_max_error_mm']:g} is less than float16 can keep",
+            "E-CONFIG-CODEC",
+            f"give at least {LEAST_ERROR_MM:g}",
+        )
+    if not values.get("encode_bundles"):
+        for name in sorted(asked & set(CODING)):
+            notes.append(f"--{name.replace('_', '-')} is for --encode-bundles and has no effect here.")
     if len(values.get("sensitivity", ())) not in (0, 2):
         _conflict("A sensitivity map needs two regions", "E-CONFIG-SENSITIVITY", "name the two ends of one connection")
     regions = [path for name in REGIONS for path in values.get(name, ())]

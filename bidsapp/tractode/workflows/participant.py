@@ -47,6 +47,7 @@ from tractode.io.dwi import IngestPolicy
 from tractode.models import MODELS
 from tractode.settings import Settings, templates_among
 from tractode.workflows.anatomy import Anatomy, AnatomyBuilder
+from tractode.workflows.bundles import bundle_nodes, needs_built_in
 from tractode.workflows.tracking import generation_of, plan_of, region_names
 
 SENSITIVITY_SEEDS, SLOPPY_SEEDS = 50_000, 5_000
@@ -99,8 +100,8 @@ class _Builder:
         self.fields: dict[tuple[str, ...], pe.Node] = {}
         self.workflow = pe.Workflow(name=f"sub_{participant.label}_wf", base_dir=str(settings.work_dir))
         self.registered = list(self.templates)
-        if any(map(is_generative, settings.tracking)) and all(one.name != BUILT_IN for one in self.templates):
-            # Models that generate streamlines know one space; nothing is written in it unless it is asked for.
+        if needs_built_in(settings) and all(one.name != BUILT_IN for one in self.templates):
+            # Models of streamlines know one space; nothing is written in it unless it is asked for.
             self.registered.append(find_template(BUILT_IN))
         # Where only the anatomy is an output space, the built-in template still gives its brain mask.
         through = self.registered or ([find_template(BUILT_IN)] if self.into_anatomy else [])
@@ -144,6 +145,9 @@ class _Builder:
         tracks = self._tracks(run, prepared, fod, fits.get("dti"), regions, links)
         self._compare(run, prepared, fod, fits.get("dti"), regions, tracks)
         self._weights(run, prepared, fod, tracks)
+        for node in bundle_nodes(run, prepared, tracks, settings, self.workflow, self._node):
+            node.inputs.template = self._built_in
+            self._connect_links(links, self._built_in, node)
         self._sensitivity(run, prepared, fits, regions)
         self._normalise(run, prepared, fits, tracks, links)
 
