@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tractode.cli import train_card, train_contrastive, train_gentract
+from tractode.cli import train_card, train_codec, train_contrastive, train_gentract
 from tractode.cli.small_command import Parser, exit_code_of
 
 
@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = Parser(prog="tractode-train", description=__doc__, allow_abbrev=False)
     kinds = parser.add_subparsers(dest="model", required=True, metavar="MODEL")
-    for one in (train_contrastive, train_gentract, train_card):
+    for one in (train_contrastive, train_gentract, train_codec, train_card):
         one.add_parser(kinds)
     parser.add_argument("--version", action="version", version=__version__)
     return parser
