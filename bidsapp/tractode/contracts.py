@@ -168,12 +168,21 @@ class Codec(ABC):
 
     label: ClassVar[str]
     citation: ClassVar[str]  # a key of bids/spec/references.yaml
-    is_discrete: bool
-    is_deterministic: bool = True
     is_reversal_invariant: ClassVar[bool]
     is_order_invariant: ClassVar[bool]
     space: str
-    bits_per_streamline: float
+
+    @property
+    @abstractmethod
+    def is_discrete(self) -> bool: ...
+
+    @property
+    def is_deterministic(self) -> bool:
+        return True
+
+    @property
+    @abstractmethod
+    def bits_per_streamline(self) -> float: ...
 
     @classmethod
     @abstractmethod

@@ -188,7 +188,7 @@ class GroupCodec(Codec):
         E-CODEC-LINES: a line without points or with coordinates that are no numbers; E-CODEC-SPACE: lines of another space.
     """
 
-    citation: ClassVar[str] = "lizarraga2024"
+    citation: ClassVar[str] = "lizarraga2023"
     is_reversal_invariant: ClassVar[bool] = False
     is_order_invariant: ClassVar[bool] = False
     space = SPACE
@@ -237,15 +237,15 @@ class GroupCodec(Codec):
         return self
 
     @property
-    def is_discrete(self) -> bool:  # type: ignore[override]
+    def is_discrete(self) -> bool:
         return self.network.bottleneck.is_discrete
 
     @property
-    def is_deterministic(self) -> bool:  # type: ignore[override]
+    def is_deterministic(self) -> bool:
         return self.network.bottleneck.is_deterministic
 
     @property
-    def bits_per_streamline(self) -> float:  # type: ignore[override]
+    def bits_per_streamline(self) -> float:
         return self.network.bottleneck.bits / N_LINES
 
     @property
