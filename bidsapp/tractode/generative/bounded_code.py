@@ -32,8 +32,12 @@ class Coder(Protocol):
     """What is needed of a codec: one row of codes a streamline, each in [0, its level), and a box in its space."""
 
     label: ClassVar[str]
-    levels: tuple[int, ...]
-    box: ImageGrid
+
+    @property
+    def levels(self) -> tuple[int, ...]: ...
+
+    @property
+    def box(self) -> ImageGrid: ...
 
     def encode(self, streamlines: Streamlines) -> Codes: ...
 

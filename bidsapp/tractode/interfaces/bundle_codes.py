@@ -109,7 +109,7 @@ class EncodeBundles(Step):
         check_links(links)
         there = Chain(tuple(link.backward() for link in reversed(links)))
         plan: CodecPlan = self.inputs.plan
-        coding = BundleCoding(plan.codec().to(self.inputs.job.device), plan)
+        coding = BundleCoding(plan.codec(), plan, self.inputs.job.device)
         samples = {name: StreamlineSample(self._space, DRAWN) for name in (*coding.names, OTHER)}
         self._write_lines(writer, coding, there, samples)
         summaries, latents = coding.summaries()
@@ -218,8 +218,8 @@ class EncodeBundles(Step):
                 for one in summaries
             ],
             coding=facts,
-            sentence="Streamlines were coded, and named after the bundles of a population atlas, by a trained codec of streamlines "
-            "with finite scalar quantisation and a calibrated classifier on its codes",
+            sentence="Streamlines were coded by a trained codec with residual vector quantisation, which began from a differentiable "
+            "VQ-VAE of bundles, and named after the bundles of a population atlas by a calibrated classifier on the codes",
             citation=coding.codec.citation,
             notes=self._notes(coding, n_named),
         )  # fmt: skip

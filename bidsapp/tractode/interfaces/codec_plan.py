@@ -85,8 +85,8 @@ def load_codec(folder: Path) -> Any:
 class BundleCoding:
     """Streamlines coded and named batch by batch; what is asked of all of them together is there at the end."""
 
-    def __init__(self, codec: Any, plan: CodecPlan) -> None:
-        self.codec, self.plan = codec, plan
+    def __init__(self, codec: Any, plan: CodecPlan, device: str = "cpu") -> None:
+        self.codec, self.plan, self.device = codec.to(device), plan, device
         self.names: tuple[str, ...] = tuple(codec.namer.names)
         references = dict(zip(self.names, codec.prior.reference, strict=True))
         self.sums = BundleSums(self.names, references)
@@ -145,7 +145,7 @@ class BundleCoding:
 
     def _named(self, codes: Int[Tensor, "s c"]) -> tuple[Int[Tensor, " s"], Tensor]:
         """From the codes alone, so that a decoded file gives the same names."""
-        return named(self.codec, codes, self.plan.min_confidence)
+        return named(self.codec, codes.to(self.device), self.plan.min_confidence)
 
     @property
     def bundles(self) -> Int[Tensor, " s"]:
@@ -163,7 +163,7 @@ class BundleCoding:
     def summaries(self) -> tuple[list[BundleSummary], Tensor]:
         """Of every bundle that has lines, and the latent of each mean course."""
         found = self.sums.summaries()
-        return found, latents_of(found, self.codec.latents)
+        return found, latents_of(found, lambda courses: self.codec.latents(courses.to(self.device)))
 
     def stored(self) -> Bounded:
         """All lines as they are stored."""
@@ -221,10 +221,13 @@ def names_of(content: files.Compressed, codec: Any, least: float) -> tuple[Int[T
     """Names of the lines of a compressed tractogram; lines that it keeps as points are coded for it."""
     codes = torch.zeros(len(content), len(content.levels), dtype=torch.long)
     codes[~content.is_exact] = content.codes
-    if bool(content.is_exact.any()):
-        rows = content.is_exact.nonzero().ravel()
-        codes[rows] = codec.encode(files.restored(content, codec).select(rows)).values.cpu().long()
-    return named(codec, codes, least)
+    exact = content.is_exact.nonzero().ravel()
+    lines = files.restored(content, codec).select(exact)
+    good = usable(lines, codec.box)  # rounding may carry one over the border
+    codes[exact[good]] = codec.encode(lines.select(good.nonzero().ravel())).values.cpu().long()
+    bundle, confidence = named(codec, codes, least)
+    bundle[exact[~good]], confidence[exact[~good]] = len(codec.namer.names), 0.0
+    return bundle, confidence
 
 
 __all__ = ["BATCH", "OTHER", "BundleCoding", "CodecPlan", "load_codec", "named", "names_of"]

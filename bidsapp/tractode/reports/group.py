@@ -28,11 +28,12 @@ def group_report(
     links: Mapping[str, str] | None = None,
     provenance: Mapping[str, object] | None = None,
     errors: Sequence[Mapping[str, object]] = (),
+    bundles: tuple[str, str] | None = None,
 ) -> str:
     """One HTML page from the rows of the QC table.
 
     ``dictionary`` gives each column's ``Description`` and ``Units``; ``links`` maps values of the first column to a
-    participant's page, relative to this one.
+    participant's page, relative to this one. ``bundles`` is the map of `group_bundles.bundle_map` and its caption.
     """
     columns = list(dict.fromkeys(column for row in rows for column in row))
     complete = [{column: row.get(column, "n/a") for column in columns} for row in rows]
@@ -53,6 +54,7 @@ def group_report(
         limit=OUTLIER_LIMIT,
         fewest=FEWEST,
         figure=_distributions(measures, flagged),
+        bundles=bundles,
     )
 
 

@@ -21,6 +21,8 @@ from tractode.errors import MissingInputError, NoMatchError, TractodeError
 from tractode.io.atomic import write_text
 from tractode.io.nifti import read_image
 from tractode.reports.group import group_report
+from tractode.reports.group_bundles import bundle_map
+from tractode.workflows import group_bundles
 
 MISSING = "n/a"
 
@@ -62,7 +64,7 @@ class GroupResult:
 
 
 def write_group(output_dir: Path, participants: Sequence[str] = ()) -> GroupResult:
-    """Write ``group_desc-qc.tsv``, its data dictionary and ``group.html``.
+    """Write ``group_desc-qc.tsv``, its data dictionary and ``group.html``; where bundles were named also ``group_bundles.tsv``.
 
     Raises
     ------
@@ -76,8 +78,8 @@ def write_group(output_dir: Path, participants: Sequence[str] = ()) -> GroupResu
     labels = _labels(output_dir, participants)
     check_output(output_dir, None)
     rows, errors = [], []
-    for label in labels:
-        ledger = Ledger(output_dir, label)
+    ledgers = [Ledger(output_dir, label) for label in labels]
+    for label, ledger in zip(labels, ledgers, strict=True):
         mine = [{"participant": f"sub-{label}", **error} for error in ledger.errors()]
         rows += _rows(ledger, mine)
         errors += mine
@@ -93,9 +95,22 @@ def write_group(output_dir: Path, participants: Sequence[str] = ()) -> GroupResu
         links=links,
         provenance={"version": tractode.__version__, "participants": ", ".join(f"sub-{label}" for label in labels)},
         errors=errors,
+        bundles=_bundles(output_dir, ledgers),
     )
     write_text(page, text)
     return GroupResult(table, dictionary, page, rows)
+
+
+def _bundles(output_dir: Path, ledgers: Sequence[Ledger]) -> tuple[str, str] | None:
+    """The table of all bundles is written; its map and caption for the page, where any were named."""
+    found = group_bundles.gather(ledgers)
+    group_bundles.write_table(output_dir, found)
+    if not found.bundles:
+        return None
+    picture, caption = bundle_map(found.bundles, found.latents)
+    if found.skipped:
+        caption += f" {found.skipped:,} rows of the table were made with other weights than most and are not shown."
+    return picture, f"{caption} All numbers: {group_bundles.TABLE}."
 
 
 def _labels(output_dir: Path, asked: Sequence[str]) -> list[str]:
