@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +28,7 @@ from tractode.training.tracked_lines import LEFT_OUT, TrackedSettings, labelled,
 Lines = tuple[Float[Tensor, "n 31 3"], Int[Tensor, " n"]]
 
 
+@runtime_checkable
 class LatentCodec(Protocol):
     """What naming needs of a codec."""
 
