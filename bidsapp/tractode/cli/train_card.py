@@ -14,7 +14,7 @@ def add_parser(kinds: Any) -> None:
     one = kinds.add_parser(
         "card", help="the model card of trained weights again, with measurements", allow_abbrev=False
     )
-    one.add_argument("weights", metavar="FOLDER", type=Path, help="as tractode-train gentract wrote it")
+    one.add_argument("weights", metavar="FOLDER", type=Path, help="as tractode-train gentract or codec wrote it")
     one.add_argument("--metrics", metavar="FILE", type=Path, help="results as JSON or TOML: groups of rows of numbers")
     one.set_defaults(run=run)
 
@@ -22,6 +22,7 @@ def add_parser(kinds: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     from tractode.io.weights import read_weights, write_card
     from tractode.training.cards import gentract_card
+    from tractode.training.codec_card import codec_card
 
     _, settings = read_weights(options.weights)
     if "training" not in settings:
@@ -29,9 +30,10 @@ def run(options: argparse.Namespace) -> None:
             "These weights do not say how they were trained",
             id="E-TRAIN-CARD",
             path=options.weights,
-            needed="weights of tractode-train gentract",
+            needed="weights of tractode-train gentract or codec",
         )
-    card = gentract_card(settings["training"], metrics_of(options.metrics) if options.metrics else None)
+    card_of = codec_card if settings["training"].get("model") == "tractode" else gentract_card
+    card = card_of(settings["training"], metrics_of(options.metrics) if options.metrics else None)
     write_card(options.weights, card)
     print(card)
 

@@ -52,6 +52,18 @@ def add_parser(kinds: Any) -> None:
     add("--bits", metavar="N", type=positive, help="ae, vae (corrected): bits of each number")
     add("--codebook", metavar="N", type=positive, help="vq, vq_ema, vq_diff (corrected): entries of a table")
     add("--tables", metavar="N", type=positive, help="vq, vq_ema, vq_diff (corrected): tables that share the channels")
+    add(
+        "--subjects",
+        metavar="N",
+        type=int,
+        help="ours: simulated participants that are tracked to learn what is no bundle (default: 25)",
+    )
+    add(
+        "--cache",
+        metavar="FOLDER",
+        type=Path,
+        help="ours: these participants are kept here (default: the folder subjects in --out)",
+    )
     add("--seed", type=int, default=0, help="same seed, same weights on one machine (default: 0)")
     add("--device", default="cpu", help="cpu, auto, or a GPU such as cuda:0 (default: cpu)")
     add(
@@ -129,7 +141,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
             )
         from tractode.training.codec import own_recipe
 
-        return own_recipe(options.steps, options.minutes, options.seed)
+        return own_recipe(options.steps, options.minutes, options.seed, options.subjects, options.cache)
     name = options.recipe or PAPER_RECIPES[-1]
     if name not in PAPER_RECIPES:
         raise UsageError(f"There is no recipe {name}", id="E-TRAIN-RECIPE", needed=" or ".join(PAPER_RECIPES))

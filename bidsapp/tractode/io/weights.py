@@ -29,7 +29,7 @@ SHIPPED = Path(tractode.__file__).parent / "weights"
 MODEL, SETTINGS, CARD, SUMS, LICENCE = "model.safetensors", "settings.toml", "card.md", "sha256", "LICENSE"
 LARGEST = 16 * 2**20
 _HEADER_BYTES = 200  # a generous bound of what a file's header says of one tensor, its name left out
-VERSIONS = {"contrastive": 1, "gentract": 1}
+VERSIONS = {"codec": 1, "contrastive": 1, "gentract": 1}
 
 
 def shipped(name: str) -> Path:

@@ -83,7 +83,7 @@ space MNI152NLin2009aSym (theory: `docs/theory/gentract.md`; published idea: Sar
 **Use.** `tractode … --tracking gentract`, or `GenTract.from_weights(*read_weights(folder))`. For research on noisy or coarse scans of whole adult brains;
 not for anything about a person's health, and not for surgery.
 
-**Licence and data.** {_licence_words(training)}
+**Licence and data.** {licence_words(training)}
 
 **Training.** {_subjects_words(training)} {training["steps"]:,} steps in {training["minutes"]:.3g} minutes on {training["device"]},
 seed {training["seed"]}, path `{training["path"]}`, torch {training["torch"]}:
@@ -114,13 +114,14 @@ seed {training["seed"]}, path `{training["path"]}`, torch {training["torch"]}:
 """
 
 
-def _licence_words(training: Mapping[str, Any]) -> str:
+def licence_words(training: Mapping[str, Any]) -> str:
+    """What may be done with weights that were trained on an atlas, and whom to name."""
     if not training["is_hcp1065"]:
         return (
             f"Bundles of the folder `{training['atlas']}`, and the simulator's own courses. What may be done with the weights depends on that folder's "
             "terms, and on those of the participants they were trained on."
         )
-    real = " and on the terms of the participants below" if training["n_participants"] else ""
+    real = " and on the terms of the participants below" if training.get("n_participants") else ""
     return (
         f"CC BY-SA 4.0 (`LICENSE` in this folder){real}: the weights hold streamlines of, and learned from, the HCP1065 atlas (Yeh 2022, "
         "doi:10.1038/s41467-022-32595-4, CC BY-SA 4.0). Data were provided in part by the Human Connectome Project, WU-Minn Consortium (1U54MH091657). "
