@@ -63,7 +63,7 @@ def test_a_gaussian_bundle_comes_back_and_parts_do_not_mix_directions() -> None:
     lines[back] = lines[back].flip(1)
     label = torch.zeros(4000, dtype=torch.long)
     label[3900:] = 1
-    prior = BundlePrior.fit(NAMES, torch.stack([along, along]), lines, latents, label, rank=2)
+    prior = BundlePrior.fit(latents, label, NAMES, lines, rank=2)
     drawn = prior.sample("Left", 6000, torch.Generator().manual_seed(1))
     low = drawn.mean(1) < -50
     assert float(low.float().mean()) == pytest.approx(0.25, abs=0.03)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tractode.errors import UsageError
+from tractode.fields.line_shape import runs_back
 
 RANK = 10
 _FEWEST = 60
@@ -54,14 +55,15 @@ class BundlePrior(nn.Module):
     @classmethod
     def fit(
         cls,
-        names: tuple[str, ...],
-        reference: Float[Tensor, "b 31 3"],
-        lines: Float[Tensor, "n 31 3"],
         latents: Float[Tensor, "n d"],
         label: Int[Tensor, " n"],
+        names: tuple[str, ...],
+        lines: Float[Tensor, "n 31 3"],
         rank: int = RANK,
     ) -> BundlePrior:
-        """From lines of every bundle (each in its one direction) and their latents; ``label`` is the index into ``names``."""
+        """From the latents of lines of every bundle and those lines, each in its one direction; ``label`` is the index into ``names``."""
+        latents = latents.float()
+        reference = torch.stack([_course(lines[label == index].float()) for index in range(len(names))])
         along = (reference[label][:, -1] - reference[label][:, 0])[:, None]
         agrees = ((lines[:, -1:] - lines[:, :1]) * along).sum((1, 2)) >= 0
         parts = []
@@ -103,6 +105,17 @@ class BundlePrior(nn.Module):
         e = torch.randn(n, self.rest.shape[1], generator=generator).to(self.rest)
         wide = torch.einsum("ndr,nr->nd", self.factor[which], z) + self.rest[which] * e
         return self.mean[which] + spread * wide
+
+
+def _course(lines: Float[Tensor, "n 31 3"], most: int = 300) -> Float[Tensor, "31 3"]:
+    """The mean of a bundle's lines, all turned to run as the one does that is nearest to the others."""
+    some = lines[:: max(1, len(lines) // most)]
+    flat, turned = some.flatten(1), some.flip(1).flatten(1)
+    middle = some[int(torch.minimum(torch.cdist(flat, flat), torch.cdist(flat, turned)).sum(1).argmin())]
+    for _ in range(2):
+        is_back = (lines.flip(1) - middle).square().sum((1, 2)) < (lines - middle).square().sum((1, 2))
+        middle = torch.where(is_back[:, None, None], lines.flip(1), lines).mean(0)
+    return middle.flip(0) if bool(runs_back(middle[None])) else middle
 
 
 def _parted(latents: Float[Tensor, "n d"], rows: Int[Tensor, " m"], times: int) -> list[Int[Tensor, " k"]]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from tractode.generative.bundle_prior import RANK, BundlePrior
-from tractode.simulate.bundle_library import BundleLibrary, alike
+from tractode.simulate.bundle_library import BundleLibrary
 from tractode.simulate.bundle_variation import NO_VARIATION
-from tractode.simulate.line_samples import LineSamples, LineSampleSettings, one_way
+from tractode.simulate.line_samples import LineSamples, LineSampleSettings
 from tractode.simulate.seeds import stream
 from tractode.training.naming import LatentCodec
 
@@ -19,15 +17,6 @@ SAMPLES = LineSampleSettings(
     variation=replace(NO_VARIATION, lines="training"),
     evenness=1.0, mirrored=0.5, mixed=0.8, misaligned=0.0, cut=0.0, waver_mm=0.3, other=0.0, simulated=0.0,
 )  # fmt: skip
-
-
-def references(library: BundleLibrary) -> Float[Tensor, "b 31 3"]:
-    """The mean course of each bundle of the atlas, of its training lines, running the one way of `fields.line_shape`."""
-    found = []
-    for index in range(int((~library.is_simulated).sum())):
-        lines = library.lines[(library.bundle == index) & ~library.is_held_out]
-        found.append(alike(lines).mean(0))
-    return one_way(torch.stack(found))
 
 
 @torch.no_grad()
@@ -38,4 +27,4 @@ def fit_prior(
     samples = LineSamples(library, SAMPLES)
     lines, label = samples.draw(n_per_bundle * len(samples.names), stream(seed, 3, "atlas bundles"))
     latents = torch.cat([codec.latents(part) for part in lines.split(4096)])
-    return BundlePrior.fit(samples.names, references(library), lines, latents, label, rank)
+    return BundlePrior.fit(latents, label, samples.names, lines, rank)

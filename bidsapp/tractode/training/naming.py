@@ -25,6 +25,7 @@ from tractode.simulate.tract_subject import TractSubject
 from tractode.training.loop import LoopSettings, Progress, fit
 from tractode.training.tracked_lines import LEFT_OUT, TrackedSettings, labelled, tracked
 
+_TILE = 4096
 Lines = tuple[Float[Tensor, "n 31 3"], Int[Tensor, " n"]]
 
 
@@ -75,7 +76,9 @@ class NamingProblem:
         clear = label != LEFT_OUT
         self._tracked, self._tracked_label = lines[clear], label[clear]
         self._tracked_chance = _even(self._tracked_label, len(self.samples.names))
-        latents = self.seen(self.batch(torch.Generator().manual_seed(self.settings.seed))[0])
+        first = self.batch(torch.Generator().manual_seed(self.settings.seed))[0]
+        latents = self.seen(first)
+        self._error = latents - self._exact(first)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             self.module = BundleNamer(self.samples.names, latents.shape[1], self.settings.width, self.settings.blocks)
@@ -109,11 +112,20 @@ class NamingProblem:
     @torch.no_grad()
     def seen(self, lines: Float[Tensor, "n 31 3"]) -> Float[Tensor, "n d"]:
         """What is left of lines in their codes."""
-        return self.codec.dequantise(self.codec.quantise(self.codec.latents(lines)))
+        parts = [self.codec.dequantise(self.codec.quantise(self.codec.latents(part))) for part in lines.split(_TILE)]
+        return torch.cat(parts).float()
+
+    @torch.no_grad()
+    def _exact(self, lines: Float[Tensor, "n 31 3"]) -> Float[Tensor, "n d"]:
+        return self.codec.latents(lines).float()
 
     def loss(self, generator: torch.Generator) -> Float[Tensor, ""]:
         lines, label = self.batch(generator)
-        return functional.cross_entropy(self.module(self.seen(lines)), label, label_smoothing=self.settings.smoothing)
+        # Quantising takes longer than all the rest: a step adds the errors that other lines' codes have.
+        error = self._error[torch.randint(len(self._error), (len(lines),), generator=generator)]
+        return functional.cross_entropy(
+            self.module(self._exact(lines) + error), label, label_smoothing=self.settings.smoothing
+        )
 
     def calibrate(self, tracked_lines: Lines) -> float:
         """Fits the temperature on lines of the atlas that no step saw and on a tracker's lines in other subjects; gives it."""
