@@ -87,6 +87,10 @@ SPELLINGS = [
     (["--gentract-min-confidence", "0.7"], "gentract_min_confidence", 0.7),
     (["--gentract-bundles", "AF_L", "CST_R", "AF_L"], "gentract_bundles", ("AF_L", "CST_R")),
     (["--gentract-weights", "/w"], "gentract_weights", Path("/w")),
+    (["--encode-bundles"], "encode_bundles", True),
+    (["--codec-max-error-mm", "1.5"], "codec_max_error_mm", 1.5),
+    (["--codec-min-confidence", "0.8"], "codec_min_confidence", 0.8),
+    (["--codec-weights", "/w"], "codec_weights", Path("/w")),
     (["--tracking", "gentract", "sdstream"], "tracking", ("gentract", "sdstream")),
     (["--act", "labels"], "act", "labels"),
     (["--derivatives", "/tmp", "/"], "derivatives", ("/tmp", "/")),
@@ -193,6 +197,8 @@ def test_a_label_that_could_be_a_path_is_refused(option: str, label: str) -> Non
         ["--n-streamlines", "0"],
         ["--gentract-steps", "0"],
         ["--gentract-min-confidence", "1.5"],
+        ["--codec-min-confidence", "2"],
+        ["--codec-max-error-mm", "0"],
         ["--anat-modality", "T1W"],
         ["--bval-from-norm", "cube"],
         ["--debug", "everything"],
@@ -227,6 +233,8 @@ def test_missing_positionals(argv: list[str]) -> None:
         ["--dry-run", "--reports-only"],
         ["--output-spaces", "native", "--output-resolution", "2"],
         ["--no-tracking", "--streamline-weights", "fod"],
+        ["--no-tracking", "--encode-bundles"],
+        ["--encode-bundles", "--codec-max-error-mm", "0.05"],
         ["--seeding", "interface"],
         ["--n-seeds", "5", "--n-streamlines", "5"],
         ["--min-radius-mm", "2", "--angle-deg", "30"],
@@ -257,6 +265,8 @@ def test_without_an_orientation_model_there_is_no_tracking_and_it_is_said() -> N
 
 def test_options_of_methods_that_are_not_used_are_said() -> None:
     assert any("--gentract-steps" in note for note in parse([*BASE, "--gentract-steps", "4"]).notes)
+    assert any("--codec-weights" in note for note in parse([*BASE, "--codec-weights", "/w"]).notes)
+    assert parse([*BASE, "--encode-bundles", "--codec-weights", "/w"]).notes == parse(BASE).notes
     alone = parse([*BASE, "--tracking", "gentract", "--step-mm", "0.5"])
     assert any("--step-mm" in note for note in alone.notes)
     assert parse([*BASE, "--tracking", "gentract", "sdstream", "--step-mm", "1", "--gentract-steps", "4"]).notes == ()

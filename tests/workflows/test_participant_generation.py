@@ -85,3 +85,24 @@ def test_native_space_with_anatomy(lay_out) -> None:
 def test_without_generated_streamlines_all_is_as_before(lay_out) -> None:
     _, steps = lay_out(("MNI152NLin2009cAsym",), True, ("sdstream",))
     assert not any(BUILT_IN in step or "compare" in step for step in steps)
+
+
+def test_bundles_need_the_same_registration_and_every_method_has_its_own(lay_out) -> None:
+    workflow, steps = lay_out(("MNI152NLin2009cAsym",), True, ("sdstream", "eudx"), encode_bundles=True)
+    assert {"sub-01_encode-sdstream", "sub-01_encode-eudx", f"sub-01_normalise-T1w-{BUILT_IN}"} <= set(steps)
+    fed = feeding(workflow, "EncodeBundles")
+    assert fed["tractogram"] == "Track"
+    assert (fed["template_link"], fed["anat_link"], fed["prepared"]) == (
+        "NormaliseAnat",
+        "CoregisterToAnat",
+        "PrepareDwi",
+    )
+    assert sum("normalise-dwi" in step for step in steps) == 1
+
+
+def test_bundles_without_anatomy_and_without_tracking(lay_out) -> None:
+    workflow, steps = lay_out((), False, ("gentract",), encode_bundles=True)
+    fed = feeding(workflow, "EncodeBundles")
+    assert (fed["template_link"], fed["tractogram"]) == ("CoregisterToTemplate", "Generate")
+    _, steps = lay_out((), False, (), encode_bundles=True)
+    assert not any("encode" in step for step in steps)

@@ -78,7 +78,8 @@ def bounded(codec: Coder, lines: Streamlines, bound: float, spread: ErrorSpread 
     even = resampled(lines, N_POINTS)
     code_error = largest_error(lines, decoded)
     is_exact = ~(code_error <= bound)  # also where it is not a number
-    error, parts = code_error.clone(), {}
+    error = code_error.clone()
+    parts: dict[int, Tensor] = {}
     left, middle = is_exact.nonzero().ravel(), centre(codec.box)
     if spread is not None:
         spread.add((decoded - even)[~is_exact].norm(dim=-1))

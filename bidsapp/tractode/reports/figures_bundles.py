@@ -93,9 +93,9 @@ def _together(
         "the atlas, or to none surely enough, and are not drawn. Legend: number of streamlines and mean confidence. Names were given by a classifier trained on an atlas and on simulated "
         f"participants, in {coding['Space']}, where the lines were brought by registration ({coding['Registration']}): where that is wrong, so are the names."
     )
-    picture = _with_legend(sheet, canvas, rows)
+    body = _with_legend(sheet, canvas, rows)
     return Reportlet(
-        stem(run, f"{track}bundles3views", "tractogram"), SECTION, f"Named bundles ({track})", caption, picture,
+        stem(run, f"{track}bundles3views", "tractogram"), SECTION, f"Named bundles ({track})", caption, body,
         run=run, alt="Named bundles in their colours from three sides, with a legend",
     )  # fmt: skip
 

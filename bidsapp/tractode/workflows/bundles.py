@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
 from nipype.pipeline import engine as pe
 
@@ -13,12 +12,6 @@ from tractode.interfaces.codec_plan import CodecPlan
 from tractode.interfaces.methods import is_generative, method_of
 from tractode.interfaces.step import Step
 from tractode.settings import Settings
-
-
-class MakeNode(Protocol):
-    """How a workflow's builder adds a step."""
-
-    def __call__(self, interface: Step, step: str, run: str, memory_gb: float) -> pe.Node: ...
 
 
 def needs_built_in(settings: Settings) -> bool:
@@ -37,7 +30,7 @@ def bundle_nodes(
     tracks: Mapping[str, pe.Node],
     settings: Settings,
     workflow: pe.Workflow,
-    make: MakeNode,
+    make: Callable[[Step, str, str, float], pe.Node],
 ) -> list[pe.Node]:
     """A node for every method's streamlines; the caller hands each the registration to the built-in template."""
     nodes = []
