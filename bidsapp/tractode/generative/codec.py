@@ -208,5 +208,5 @@ def _curves(n: int, generator: torch.Generator) -> Float[Tensor, "n 31 3"]:
     """Smooth random curves about the middle of the brain."""
     mode = torch.arange(5)
     wave = torch.cos(math.pi * mode[:, None] * torch.linspace(0, 1, N_POINTS))
-    amount = torch.randn(n, 5, 3, generator=generator) * (30.0 / (1 + mode) ** 1.5)[:, None]
+    amount = torch.randn(n, 5, 3, generator=generator) * (18.0 / (1 + mode) ** 1.5)[:, None]
     return torch.einsum("nka,kp->npa", amount, wave)
