@@ -90,6 +90,8 @@ def test_a_wider_beam_never_loses_much_and_wins_on_the_whole() -> None:
     latents = BundleCodec.tiny().latents(lines)
     greedy, kept = ((quantiser.vectors(quantiser.codes(latents, 8, beam)) - latents).norm(dim=1) for beam in (1, 4))
     assert float(kept.mean()) < 0.97 * float(greedy.mean())
+    codec = BundleCodec.tiny()
+    assert torch.equal(codec.with_beam(4).quantise(latents), quantiser.codes(latents, 6, 4))
 
 
 def test_beam_of_one_is_the_nearest_codeword_at_every_stage() -> None:
