@@ -40,6 +40,8 @@ class LineSampleSettings:
     misaligned
         Share of lines that lie as a poor registration would leave them: turned by normal angles of ``rotation_deg`` about each
         axis through the head's middle, moved by ``translation_mm``, scaled by ``scale`` along each axis (standard deviations).
+    graded
+        Misaligned lines are so by anything from nothing to these deviations, each by a share of its own.
     cut, cut_ends
         Share of lines that lose a share of their length, drawn for each end up to ``cut_ends``.
     waver_mm
@@ -58,6 +60,7 @@ class LineSampleSettings:
     rotation_deg: float = 3.5
     translation_mm: float = 3.5
     scale: float = 0.04
+    graded: bool = False
     cut: float = 0.5
     cut_ends: float = 0.25
     waver_mm: float = 1.0
@@ -164,6 +167,8 @@ def misaligned(
     """A share of the lines turned, scaled and moved, each by an affine map of its own."""
     n = len(lines)
     amount = _chosen(n, settings.misaligned, generator)[:, None]
+    if settings.graded:
+        amount = amount * torch.rand(n, 1, generator=generator)
     angle = math.radians(settings.rotation_deg) * torch.randn(n, 3, generator=generator) * amount
     x, y, z = angle.unbind(1)
     nothing = torch.zeros_like(x)

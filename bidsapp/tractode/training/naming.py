@@ -40,6 +40,11 @@ class LatentCodec(Protocol):
     def dequantise(self, codes: Int[Tensor, "s c"]) -> Float[Tensor, "s d"]: ...
 
 
+SAMPLES = LineSampleSettings(
+    evenness=1.0, other=0.25, simulated=0.0, misaligned=0.8, graded=True, rotation_deg=6.0, translation_mm=6.0, scale=0.06
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class NamingSettings:
     """How a step's lines are drawn. ``n_tracked`` of them are a tracker's; every ``calibration``-th training line is kept for the temperature."""
@@ -53,9 +58,7 @@ class NamingSettings:
     width: int = 256
     blocks: int = 2
     seed: int = 0
-    samples: LineSampleSettings = field(
-        default_factory=lambda: LineSampleSettings(evenness=1.0, other=0.25, simulated=0.0, misaligned=0.7)
-    )
+    samples: LineSampleSettings = field(default_factory=lambda: SAMPLES)
     tracked: TrackedSettings = field(default_factory=TrackedSettings)
 
 
