@@ -124,7 +124,7 @@ def _with_legend(sheet: Sheet, canvas: Float[np.ndarray, "h w 3"], rows: Sequenc
     axes.set_ylim(below, 0)
     for number, row in enumerate(rows):
         column, line = divmod(number, per_column)
-        _legend_entry(axes, row, 10 + column * sheet.width / _LEGEND_COLUMNS, 12 + line * _LEGEND_ROW)
+        _legend_entry(axes, row, 10 + column * sheet.width / _LEGEND_COLUMNS, 12.0 + line * _LEGEND_ROW)
     return encode(figure, 90)
 
 
@@ -165,7 +165,7 @@ def _one_by_one(
     axes.set_xlim(0, width)
     axes.set_ylim(row_height * down, 0)
     for row, tile in zip(rows, tiles, strict=True):
-        letter_tile(axes, tile, 9)
+        letter_tile(axes, tile, 9.0)
         middle = tile.x + tile.width / 2
         title: dict[str, Any] = {
             "color": colour_of(row["Name"]),
