@@ -103,7 +103,7 @@ class BundlePrior(nn.Module):
         which = own[torch.multinomial(self.share[own].cpu().float(), n, replacement=True, generator=generator)]
         z = torch.randn(n, self.factor.shape[2], generator=generator).to(self.factor)
         e = torch.randn(n, self.rest.shape[1], generator=generator).to(self.rest)
-        wide = torch.einsum("ndr,nr->nd", self.factor[which], z) + self.rest[which] * e
+        wide = torch.einsum("sdr,sr->sd", self.factor[which], z) + self.rest[which] * e
         return self.mean[which] + spread * wide
 
 
