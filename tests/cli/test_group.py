@@ -124,3 +124,50 @@ def test_labels_and_empty_folders(out: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["x", str(tmp_path / "none"), "group"]) == 66
     assert "Traceback" not in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def with_bundles(out: Path, label: str, weights: str, rows: list[str]) -> None:
+    """A step that named bundles, after those that are there."""
+    ledger = Ledger(out, label, "run")
+    step = f"sub-{label}_ses-a_dir-AP_encode-sdstream"
+    ledger.promise([*ledger.plan()["steps"], {"step": step, "run": f"sub-{label}_ses-a_dir-AP"}])
+    text = "bundle\tn_streamlines\tlength\twidth\tconfidence\tlatent_000\tlatent_001\n" + "".join(rows)
+    coding = {"Weights": {"Name": "codec-1", "SHA256": {"model.safetensors": weights, "settings.toml": "ff"}}}
+    with ledger.writing(step, [], {}) as writer:
+        path = Path(f"sub-{label}/ses-a/dwi/sub-{label}_ses-a_dir-AP_track-sdstream_bundles.tsv")
+        writer.write("bundles", path, lambda path: path.write_text(text))
+        writer.facts.update(track="sdstream", coding=coding)
+
+
+def test_bundles_of_all_are_gathered_and_mapped(out: Path) -> None:
+    write_group(out)
+    assert not (out / "group_bundles.tsv").exists()
+    assert "Map of the latents" not in (out / "group.html").read_text()
+    rows = ["Association_ArcuateFasciculusL\t5\t90.1\t4.2\t0.91\t1.5\t-2\n", "CCBody\t7\t80\t6\t0.8\t0\t3\n"]
+    with_bundles(out, "01", "aa", rows)
+    with_bundles(out, "02", "aa", rows[:1])
+    with_bundles(out, "03", "bb", rows[1:])
+    write_group(out)
+    with (out / "group_bundles.tsv").open() as stream:
+        found = list(csv.DictReader(stream, delimiter="\t"))
+    assert [(row["participant_id"], row["bundle"], row["weights"]) for row in found] == [
+        ("sub-01", "Association_ArcuateFasciculusL", "aa"), ("sub-01", "CCBody", "aa"),
+        ("sub-02", "Association_ArcuateFasciculusL", "aa"), ("sub-03", "CCBody", "bb"),
+    ]  # fmt: skip
+    assert found[0]["session_id"] == "ses-a"
+    assert found[0]["latent_001"] == "-2"
+    assert found[0].keys() == json.loads((out / "group_bundles.json").read_text()).keys()
+    page = (out / "group.html").read_text()
+    assert "Map of the latents" in page
+    assert "1 rows of the table were made with other weights" in page
+    before = (out / "group.html").read_bytes()
+    write_group(out)
+    assert (out / "group.html").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["", "bundle\tlatent_000\nCC\tx\n", "bundle\tlatent_000\nCC\n", "a\tb\n1\t2\n", "\0"])
+def test_a_table_that_cannot_be_read_is_passed_over(out: Path, text: str) -> None:
+    with_bundles(out, "01", "aa", [])
+    (out / "sub-01/ses-a/dwi/sub-01_ses-a_dir-AP_track-sdstream_bundles.tsv").write_text(text)
+    write_group(out)
+    assert not (out / "group_bundles.tsv").exists()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from tractode.interfaces.codec_plan import BATCH, OTHER, BundleCoding, CodecPlan
 from tractode.interfaces.normalisation import Link, failures
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets
 from tractode.io import compressed_tractogram
+from tractode.io.bundle_table import columns_of, table_of
 from tractode.io.nifti import read_image
 from tractode.io.tractogram_stream import stream_to, stream_trx
 from tractode.reports import figures_bundles
@@ -31,19 +30,6 @@ from tractode.reports.sample import StreamlineSample
 
 DRAWN = 300
 """Lines of each bundle held for the pictures."""
-
-#: Column → meaning and unit of the table of bundles; the latents follow them.
-COLUMNS: dict[str, dict[str, str]] = {
-    "bundle": {"Description": "Name of the bundle"},
-    "n_streamlines": {"Description": "Streamlines that were given this name"},
-    "length": {"Description": "Their mean length in the space of the scan", "Units": "mm"},
-    "width": {
-        "Description": "Root mean square distance of the lines from their mean course, in the space of the codec",
-        "Units": "mm",
-    },
-    "confidence": {"Description": "Mean probability of the name, calibrated", "Units": "1"},
-}
-LATENT = "latent_"
 
 
 class EncodeBundlesInputSpec(StepInputSpec):
@@ -288,23 +274,3 @@ def group_data(
         }
         for one, latent in zip(summaries, latents, strict=True)
     }
-
-
-def table_of(summaries: Sequence[BundleSummary], latents: Float[Tensor, "s d"]) -> str:
-    """The table of bundles as TSV."""
-    stream = io.StringIO()
-    rows = csv.writer(stream, delimiter="\t", lineterminator="\n")
-    rows.writerow([*COLUMNS, *(f"{LATENT}{k:03d}" for k in range(latents.shape[1]))])
-    for one, latent in zip(summaries, latents.tolist(), strict=True):
-        measured = (f"{one.length:.2f}", f"{one.width:.3f}", f"{one.confidence:.4f}")
-        rows.writerow([one.name, one.n_lines, *measured, *(f"{value:.5f}" for value in latent)])
-    return stream.getvalue()
-
-
-def columns_of(n_latents: int) -> dict[str, dict[str, str]]:
-    """The data dictionary of `table_of`."""
-    latents = {
-        f"{LATENT}{k:03d}": {"Description": f"Component {k} of the codec's latent of the bundle's mean course", "Units": "1"}
-        for k in range(n_latents)
-    }  # fmt: skip
-    return COLUMNS | latents

@@ -16,9 +16,10 @@ from torch import Tensor
 from tractode.errors import InputDataError, UsageError
 from tractode.fields import ImageGrid, Streamlines
 from tractode.fields.transform import Chain
-from tractode.interfaces.bundle_codes import group_data, table_of
+from tractode.interfaces.bundle_codes import group_data
 from tractode.interfaces.codec_plan import BATCH, OTHER, BundleCoding, CodecPlan, names_of
 from tractode.io.atomic import atomic_path, write_text
+from tractode.io.bundle_table import table_of
 from tractode.io.compressed_tractogram import check_weights, read_compressed, restored, write_compressed
 from tractode.io.nifti import read_image
 from tractode.io.trackvis import read_trk

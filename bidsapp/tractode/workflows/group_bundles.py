@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tractode.bids.manifest import Ledger
-from tractode.interfaces.bundle_codes import LATENT, columns_of
 from tractode.io.atomic import write_text
+from tractode.io.bundle_table import LATENT, columns_of
 
 TABLE = "group_bundles.tsv"
 _WHOSE = {
