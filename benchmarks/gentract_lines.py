@@ -102,12 +102,13 @@ def _as_lines(points: Tensor) -> Streamlines:
 class Drawer:
     """A generator's lines, drawn once for each field and way of drawing and kept on disk."""
 
-    def __init__(self, folder: Path, weights: Path | GenTract) -> None:
+    def __init__(self, folder: Path, weights: Path | GenTract, **sampling: Any) -> None:
         if isinstance(weights, GenTract):
             self.model, self.hash = weights, "tiny"
         else:
             self.model = GenTract.from_weights(*read_weights(weights))
             self.hash = hashlib.sha256((weights / SUMS).read_bytes()).hexdigest()[:10]
+        self.model = self.model.with_sampling(**sampling)
         self.folder = folder / self.hash
 
     def made(

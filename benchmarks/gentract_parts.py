@@ -28,6 +28,8 @@ ATLAS = ("atlas", "atlas_affine", "atlas_registered", "atlas_registered_present"
 CEILING = "ceiling"
 SHOWN = ("other", "mean", "none", "other_field_only", "mean_field_only", "none_field_only")
 STEPS = (1, 2, 4, 6, 10, 25, 50)
+NOISE_STEPS = (5, 10, 25, 50)
+FROM_NOISE = {"min_confidence": 0.0, "least_presence": 0.0, "n_steps": 10}
 _UNGUIDED = {"climb_mm": 0.0, "contrast": 0.0}
 GUIDANCE: dict[str, dict[str, float]] = {
     "as_shipped": {},
@@ -197,9 +199,23 @@ def sampling(bench: Bench, quality: str) -> dict[str, dict[int, Record]]:
     return found
 
 
-def _drawn_scores(bench: Bench, case: Case, change: dict[str, Any]) -> Record:
+def noise_steps(bench: Bench, quality: str) -> dict[str, dict[int, Record]]:
+    """The networks that start from noise, with more or fewer steps; told which bundles exist, no line refused."""
+    methods = [name for name in bench.drawers if name != "gentract"]
+    found: dict[str, dict[int, Record]] = {f"{method}/{n}": {} for method in methods for n in NOISE_STEPS}
+    for number in bench.numbers:
+        case = Late(bench, number, quality)
+        for way, kept in found.items():
+            method, _, steps = way.partition("/")
+            name = f"noise_steps/{quality}/{bench.drawers[method].hash}-n{bench.n_few}/{steps}/{number}"
+            make = lambda c=case, m=method, n=steps: _drawn_scores(bench, c(), {"n_steps": int(n)}, m)  # noqa: E731
+            _put(kept, number, bench.kept(name, make))
+    return found
+
+
+def _drawn_scores(bench: Bench, case: Case, change: dict[str, Any], method: str = "gentract") -> Record:
     started = time.monotonic()
-    made = drawn(bench, "gentract", case, bench.n_few, bundles=tuple(case.regions), **change)
+    made = drawn(bench, method, case, bench.n_few, bundles=tuple(case.regions), **change)
     seconds = time.monotonic() - started
     own = made.carried(case.registered)
     return {**scored(own.lines, case.regions, case.lines, own.made_for), "draw_seconds": seconds}
