@@ -75,16 +75,9 @@ def main() -> int:
 
 def measured(arguments: argparse.Namespace) -> Record:
     """What each method reaches in the parts that were asked for."""
-    folder = arguments.weights or shipped("codec")
-    codec = BundleCodec.from_weights(*read_weights(folder))
-    label = hashlib.sha256((folder / SUMS).read_bytes()).hexdigest()[:10]
-    methods: dict[str, tuple[str, Method]] = {
-        "ours": (f"ours-{label}", lambda lines: ours(codec, lines)),
-        "recobundles": ("recobundles", recobundles),
-    }
+    methods = dict(_method(name, arguments.weights) for name in arguments.methods)
     result: Record = {}
-    for name in arguments.methods:
-        stem, method = methods[name]
+    for name, (stem, method) in methods.items():
         record: Record = {}
         if "synthetic" in arguments.parts:
             tasks = [synthetic(arguments.work, number) for number in range(arguments.subjects)]
@@ -99,6 +92,18 @@ def measured(arguments: argparse.Namespace) -> Record:
         " ".join(["TRACTODE_TEST_DATA=$TRACTODE_TEST_DATA python benchmarks/codec_naming.py", *_told(arguments)])
     )
     return result
+
+
+def _method(name: str, weights: Path | None) -> tuple[str, tuple[str, Method]]:
+    """A method by name, and what its records are called."""
+    if name == "recobundles":
+        return name, (name, recobundles)
+    folder = weights or shipped("codec")
+    codec = BundleCodec.from_weights(*read_weights(folder))
+    return name, (
+        f"ours-{hashlib.sha256((folder / SUMS).read_bytes()).hexdigest()[:10]}",
+        lambda lines: ours(codec, lines),
+    )
 
 
 def _told(arguments: argparse.Namespace) -> list[str]:
