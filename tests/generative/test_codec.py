@@ -12,7 +12,7 @@ from tractode.errors import InputDataError
 from tractode.fields import ImageGrid, ShField, Streamlines
 from tractode.fields.line_shape import runs_back
 from tractode.generative.codec import BundleCodec, _curves
-from tractode.generative.codec_network import CodecNetwork, CodecSettings
+from tractode.generative.codec_tables import CodecSettings, CodecTables
 from tractode.generative.residual_quantiser import ResidualQuantiser
 from tractode.tracking.amplitude import amplitudes
 from tractode.tracking.sampling import ComponentTable
@@ -53,7 +53,7 @@ def test_latents_keep_distances() -> None:
     """The transform is orthonormal: what the quantiser errs in the latent the line errs in mm."""
     codec, lines = BundleCodec.tiny(), rows(50)
     latents = codec.latents(lines.double())
-    assert torch.allclose(codec.network.basis.mT @ codec.network.basis, torch.eye(20), atol=1e-5)
+    assert torch.allclose(codec.tables.basis.mT @ codec.tables.basis, torch.eye(20), atol=1e-5)
     between = (latents[:25] - latents[25:]).norm(dim=-1)
     apart = (lines[:25] - lines[25:]).double().flatten(1).norm(dim=-1)
     assert torch.allclose(between, apart, rtol=1e-4)
@@ -86,7 +86,7 @@ def test_codewords_that_nothing_chooses_begin_anew() -> None:
 
 
 def test_a_wider_beam_never_loses_much_and_wins_on_the_whole() -> None:
-    quantiser, lines = BundleCodec.tiny().network.quantiser, rows(400)
+    quantiser, lines = BundleCodec.tiny().tables.quantiser, rows(400)
     latents = BundleCodec.tiny().latents(lines)
     greedy, kept = ((quantiser.vectors(quantiser.codes(latents, 8, beam)) - latents).norm(dim=1) for beam in (1, 4))
     assert float(kept.mean()) < 0.97 * float(greedy.mean())
@@ -95,7 +95,7 @@ def test_a_wider_beam_never_loses_much_and_wins_on_the_whole() -> None:
 
 
 def test_beam_of_one_is_the_nearest_codeword_at_every_stage() -> None:
-    quantiser = BundleCodec.tiny().network.quantiser
+    quantiser = BundleCodec.tiny().tables.quantiser
     left = BundleCodec.tiny().latents(rows(100)).double()
     codes = quantiser.codes(left)
     for stage, book in enumerate(quantiser.codebooks.double()):
@@ -114,10 +114,9 @@ def test_the_gradient_of_the_tracking_wings_field_reaches_the_codes(oblique_affi
     table = ComponentTable.of(ShField(grid, coeffs, 4))
     short = 0.3 * rows(20).double()  # within the grid
     latents = codec.dequantise(codec.quantise(codec.latents(short))).double().requires_grad_()
-    network = codec.network.double()
 
     def amplitude(at: Tensor) -> Tensor:
-        lines = network.lines(at)
+        lines = codec.lines(at)
         middle, step = (lines[:, 1:] + lines[:, :-1]) / 2, lines.diff(dim=1)
         return amplitudes(
             table, middle.reshape(-1, 3), torch.nn.functional.normalize(step, dim=-1).reshape(-1, 3)
@@ -168,8 +167,8 @@ def test_weights_come_back_as_they_were() -> None:
 
 
 def test_the_transform_is_that_of_the_lines() -> None:
-    network = CodecNetwork(CodecSettings(n_latent=15, n_codewords=16, stages=2, most_stages=2, width=8))
+    tables = CodecTables(CodecSettings(n_latent=15, n_codewords=16, stages=2, most_stages=2))
     lines = rows(1000)
-    network.begin(lines, torch.Generator().manual_seed(0))
-    left = (network.lines(network.latents(lines)) - lines).norm(dim=-1).detach()
+    tables.begin(lines, torch.Generator().manual_seed(0))
+    left = (tables.lines(tables.latents(lines)) - lines).norm(dim=-1)
     assert float(left.mean()) < 0.05  # fifteen numbers make these curves

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -109,8 +109,10 @@ class Autoencoder(GroupCodec):
     def settings_of(cls, record: Mapping[str, Any]) -> AutoencoderSettings:
         return AutoencoderSettings(**record)
 
-    def with_bits(self, bits: int) -> Self:
+    def with_bits(self, bits: int) -> Autoencoder:
         """The same networks with numbers rounded otherwise."""
         settings = dataclasses.replace(self.settings, bits=bits)
         tensors, record = self.weights()
-        return self.from_weights(tensors, {**record, "bottleneck": dataclasses.asdict(settings)})
+        made = self.from_weights(tensors, {**record, "bottleneck": dataclasses.asdict(settings)})
+        assert isinstance(made, Autoencoder)
+        return made

@@ -21,13 +21,13 @@ from tractode.contracts import Codec, Codes
 from tractode.errors import InputDataError
 from tractode.fields import ImageGrid, Streamlines
 from tractode.generative.bundle_prior import BundlePrior
-from tractode.generative.codec_network import CodecNetwork, CodecSettings
+from tractode.generative.codec_tables import CodecSettings, CodecTables
 from tractode.generative.knots import points_of
 from tractode.generative.line_code import N_POINTS, lines31, template_box, usable
 from tractode.generative.naming import BundleNamer
 from tractode.generative.space import SPACE
 
-_NETWORK, _NAMER, _PRIOR = "network.", "namer.", "prior."
+_TABLES, _NAMER, _PRIOR = "codec.", "namer.", "prior."
 _TILE = 8192
 
 
@@ -41,31 +41,29 @@ class BundleCodec(Codec):
     is_order_invariant: ClassVar[bool] = True
     space = SPACE
 
-    def __init__(
-        self, network: CodecNetwork, namer: BundleNamer | None = None, prior: BundlePrior | None = None
-    ) -> None:
-        self.network, self.namer, self.prior = network.eval(), namer, prior
-        self.stages, self.beam = network.settings.stages, network.settings.beam
+    def __init__(self, tables: CodecTables, namer: BundleNamer | None = None, prior: BundlePrior | None = None) -> None:
+        self.tables, self.namer, self.prior = tables, namer, prior
+        self.stages, self.beam = tables.settings.stages, 1
 
     @classmethod
     def tiny(cls, seed: int = 0) -> BundleCodec:
         """Untrained but for its transform, which is that of random smooth curves; names two bundles."""
         generator = torch.Generator().manual_seed(seed)
-        network = CodecNetwork(CodecSettings(n_latent=20, n_codewords=64, stages=6, most_stages=8, width=16))
-        network.begin(_curves(2000, generator), generator)
+        tables = CodecTables(CodecSettings(n_latent=20, n_codewords=64, stages=6, most_stages=8))
+        tables.begin(_curves(2000, generator), generator)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             namer = BundleNamer(("left", "right"), 20, width=16)
         lines = _curves(400, generator)
         return cls(
-            network, namer, BundlePrior.fit(network.latents(lines), torch.arange(400) % 2, ("left", "right"), lines)
+            tables, namer, BundlePrior.fit(tables.latents(lines), torch.arange(400) % 2, ("left", "right"), lines)
         )
 
     @classmethod
     def from_weights(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> BundleCodec:
         """What `weights` gave."""
-        network = CodecNetwork(CodecSettings(**settings["network"]))
-        network.load_state_dict(_inner(tensors, _NETWORK), strict=False)
+        tables = CodecTables(CodecSettings(**settings["codec"]))
+        tables.load_state_dict(_inner(tensors, _TABLES), strict=False)
         namer = prior = None
         if "namer" in settings:
             namer = BundleNamer.from_settings(settings["namer"])
@@ -73,16 +71,16 @@ class BundleCodec(Codec):
         if "prior" in settings:
             prior = BundlePrior.from_settings(settings["prior"])
             prior.load_state_dict(_inner(tensors, _PRIOR))
-        return cls(network, namer, prior)
+        return cls(tables, namer, prior)
 
     def weights(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and settings to store; what only learning needs is left out."""
         tensors = {
-            _NETWORK + name: value
-            for name, value in self.network.state_dict().items()
+            _TABLES + name: value
+            for name, value in self.tables.state_dict().items()
             if name not in ("quantiser.count", "quantiser.total")
         }
-        settings: dict[str, Any] = {"network": self.network.settings.record()}
+        settings: dict[str, Any] = {"codec": self.tables.settings.record()}
         for prefix, part in ((_NAMER, self.namer), (_PRIOR, self.prior)):
             if part is not None:
                 tensors |= {prefix + name: value for name, value in part.state_dict().items()}
@@ -106,14 +104,14 @@ class BundleCodec(Codec):
         return other
 
     def to(self, device: torch.device | str) -> BundleCodec:
-        for part in (self.network, self.namer, self.prior):
+        for part in (self.tables, self.namer, self.prior):
             if part is not None:
                 part.to(device)
         return self
 
     @property
     def most_stages(self) -> int:
-        return self.network.settings.most_stages
+        return self.tables.settings.most_stages
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,7 +121,7 @@ class BundleCodec(Codec):
     @property
     def levels(self) -> tuple[int, ...]:
         """How many values each column of a code may have."""
-        return (self.network.settings.n_codewords,) * self.stages
+        return (self.tables.settings.n_codewords,) * self.stages
 
     @property
     def bits_per_streamline(self) -> float:
@@ -135,15 +133,15 @@ class BundleCodec(Codec):
 
     def latents(self, lines: Float[Tensor, "s 31 3"]) -> Float[Tensor, "s d"]:
         """Before quantisation, in mm; differentiable."""
-        return self.network.latents(lines)
+        return self.tables.latents(lines)
 
     def quantise(self, latents: Float[Tensor, "s d"]) -> Int[Tensor, "s q"]:
         """Codes, in the precision of the latents."""
-        return self.network.quantiser.codes(latents, self.stages, self.beam)
+        return self.tables.quantiser.codes(latents, self.stages, self.beam)
 
     def dequantise(self, codes: Int[Tensor, "s q"]) -> Float[Tensor, "s d"]:
         """The latents that codes stand for."""
-        return self.network.quantiser.vectors(codes)
+        return self.tables.quantiser.vectors(codes)
 
     def straight_through(self, latents: Float[Tensor, "s d"]) -> Float[Tensor, "s d"]:
         """Quantised latents whose gradient is that of the latents (Bengio et al. 2013, doi:10.48550/arXiv.1308.3432)."""
@@ -151,7 +149,7 @@ class BundleCodec(Codec):
 
     def lines(self, latents: Float[Tensor, "s d"]) -> Float[Tensor, "s 31 3"]:
         """31 points of each line, RAS+ mm of the template; differentiable."""
-        return self.network.lines(latents)
+        return self.tables.lines(latents)
 
     @torch.no_grad()
     def encode(self, streamlines: Streamlines) -> Codes:
@@ -164,7 +162,7 @@ class BundleCodec(Codec):
             A streamline is of another space, not finite, shorter than 1 mm, or outside the template's box.
         """
         self._check(streamlines)
-        device = self.network.mean.device
+        device = self.tables.mean.device
         lines = lines31(streamlines)
         parts = [self.quantise(self.latents(part.to(device))).cpu() for part in lines.split(_TILE)]
         values = torch.cat(parts) if parts else torch.zeros(0, self.stages, dtype=torch.long)
@@ -180,12 +178,12 @@ class BundleCodec(Codec):
             A code is out of range.
         """
         values = codes.values
-        if len(values) and not (int(values.min()) >= 0 and int(values.max()) < self.network.settings.n_codewords):
+        if len(values) and not (int(values.min()) >= 0 and int(values.max()) < self.tables.settings.n_codewords):
             raise InputDataError(
-                f"Codes must be 0 to {self.network.settings.n_codewords - 1}; found {int(values.min())} to {int(values.max())}",
+                f"Codes must be 0 to {self.tables.settings.n_codewords - 1}; found {int(values.min())} to {int(values.max())}",
                 id="E-CODEC-RANGE",
             )
-        device = self.network.mean.device
+        device = self.tables.mean.device
         parts = [
             points_of(self.lines(self.dequantise(part.to(device))), n_points).cpu() for part in values.split(_TILE)
         ]

@@ -13,7 +13,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -207,18 +207,18 @@ class GroupCodec(Codec):
         """The bottleneck's settings from plain data."""
 
     @classmethod
-    def untrained(cls, resnet: ResNetSettings, settings: Any, seed: int = 0) -> Self:
+    def untrained(cls, resnet: ResNetSettings, settings: Any, seed: int = 0) -> GroupCodec:
         """A network to be fitted; the same seed gives the same one."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(GroupNetwork(resnet, cls.bottleneck_of(settings, resnet.channels)), settings)
 
     @classmethod
-    def tiny(cls, seed: int = 0) -> Self:
+    def tiny(cls, seed: int = 0) -> GroupCodec:
         return cls.untrained(ResNetSettings(width=8, narrow=4, n_blocks=1, channels=8), cls.settings_of({}), seed)
 
     @classmethod
-    def from_weights(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Self:
+    def from_weights(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> GroupCodec:
         made = cls.untrained(ResNetSettings(**settings["resnet"]), cls.settings_of(settings["bottleneck"]))
         made.network.load_state_dict(dict(tensors))
         return made
@@ -232,7 +232,7 @@ class GroupCodec(Codec):
         }
         return dict(self.network.state_dict()), record
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> GroupCodec:
         self.network.to(device)
         return self
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -124,8 +124,10 @@ class VqDiff(GroupCodec):
     def settings_of(cls, record: Mapping[str, Any]) -> DiffSettings:
         return DiffSettings(**record)
 
-    def chosen(self) -> Self:
+    def chosen(self) -> VqDiff:
         """The same network that stores the nearest entries: true codes, whatever it was trained for."""
         tensors, record = self.weights()
         settings = dataclasses.replace(self.settings, is_mixture=False)
-        return self.from_weights(tensors, {**record, "bottleneck": dataclasses.asdict(settings)})
+        made = self.from_weights(tensors, {**record, "bottleneck": dataclasses.asdict(settings)})
+        assert isinstance(made, VqDiff)
+        return made

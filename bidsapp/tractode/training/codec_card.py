@@ -42,7 +42,7 @@ the atlas was left out. The namer also saw what SD_STREAM follows in {training["
 {training["command"]}
 ```
 
-| up to step | mean squared error (mm², at a random rate) |
+| up to step | mean squared error (mm²) |
 |---|---|
 {curve}
 

@@ -1,9 +1,9 @@
-"""The learned part of the bundle codec: a line to a latent vector, its codewords, and back.
+"""What the bundle codec has learned: an orthonormal transform of lines, and codewords.
 
-The latent vector is the line's Karhunen-Loève transform (K. Karhunen 1947; N. Ahmed, K. R. Rao, *Orthogonal transforms for
-digital signal processing*, 1975, doi:10.1007/978-3-642-45450-9), an orthonormal one: distances between latents are distances
-between lines (times √31, as root mean squares over the points), so the quantiser's errors are errors in mm. `residual_quantiser` holds the
-codewords; after them a small network adds what the transform leaves out. Encoders that were learned lost (decision 0011).
+The latent vector is the line's Karhunen-Loève transform (N. Ahmed, K. R. Rao, *Orthogonal transforms for digital signal
+processing*, 1975, doi:10.1007/978-3-642-45450-9): distances between latents are distances between lines (√31 times the root
+mean square over the points), so the quantiser's errors are errors in mm. Networks in place of the transform or after it lost
+(decision 0011).
 """
 
 from __future__ import annotations
@@ -29,45 +29,32 @@ class CodecSettings:
     n_codewords: int = 1024
     stages: int = 16
     most_stages: int = 24
-    width: int = 256
-    beam: int = 1
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
 
 
-class CodecNetwork(nn.Module):
-    """``mean`` (93) and the orthonormal ``basis`` (93, d) are of lines in mm; ``spread`` is each latent's standard deviation."""
+class CodecTables(nn.Module):
+    """``mean`` (93) and the orthonormal ``basis`` (93, d) are of lines in mm."""
 
     mean: Tensor
     basis: Tensor
-    spread: Tensor
 
     def __init__(self, settings: CodecSettings | None = None) -> None:
         super().__init__()
         self.settings = settings or CodecSettings()
-        d, width = self.settings.n_latent, self.settings.width
+        d = self.settings.n_latent
         self.register_buffer("mean", torch.zeros(_NUMBERS))
         self.register_buffer("basis", torch.eye(_NUMBERS)[:, :d].contiguous())
-        self.register_buffer("spread", torch.ones(d))
         self.quantiser = ResidualQuantiser(self.settings.most_stages, self.settings.n_codewords, d)
-        self.finish = nn.Sequential(
-            nn.Linear(d, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, _NUMBERS)
-        )
-        last = self.finish[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
 
     @torch.no_grad()
     def begin(self, lines: Float[Tensor, "s 31 3"], generator: torch.Generator) -> None:
         """Transform and codebooks from a sample of lines."""
         flat = lines.flatten(1).double()
         self.mean.copy_(flat.mean(0))
-        variance, basis = torch.linalg.eigh(torch.cov((flat - flat.mean(0)).mT))
-        d = self.settings.n_latent
-        self.basis.copy_(basis.flip(1)[:, :d])
-        self.spread.copy_(variance.flip(0)[:d].clamp_min(1e-6).sqrt())
+        _, basis = torch.linalg.eigh(torch.cov((flat - flat.mean(0)).mT))
+        self.basis.copy_(basis.flip(1)[:, : self.settings.n_latent])
         self.quantiser.begin(self.latents(lines.float()), generator)
 
     def latents(self, lines: Float[Tensor, "s 31 3"]) -> Float[Tensor, "s d"]:
@@ -75,6 +62,6 @@ class CodecNetwork(nn.Module):
         return (lines.flatten(1) - self.mean.to(lines)) @ self.basis.to(lines)
 
     def lines(self, latents: Float[Tensor, "s d"]) -> Float[Tensor, "s 31 3"]:
-        """RAS+ mm."""
-        flat: Tensor = latents @ self.basis.mT + self.mean + self.finish(latents / self.spread)
+        """RAS+ mm, in the precision of the latents."""
+        flat = latents @ self.basis.to(latents).mT + self.mean.to(latents)
         return flat.unflatten(1, (N_POINTS, 3))
