@@ -17,7 +17,7 @@ from tractode.contracts import Codes
 from tractode.errors import InputDataError, MissingInputError, UsageError
 from tractode.fields import ImageGrid, Streamlines
 from tractode.fields.line_shape import one_way, resampled
-from tractode.generative.bounded_code import N_POINTS, ErrorSpread, bounded, largest_error, refined
+from tractode.generative.bounded_code import N_POINTS, ErrorSpread, bounded, decoded_rows, largest_error, refined, tiers
 from tractode.generative.space import training_grid
 from tractode.io import compressed_tractogram as files
 
@@ -25,18 +25,29 @@ SPACE = "MNI152NLin2009aSym"
 
 
 class Knots:
-    """A plain codec: eight knots, each coordinate rounded to 4 mm; the third of them in steps that are no power of two."""
+    """A plain codec: eight knots in a box of 256 mm; every stage halves the steps of all 24 coordinates."""
 
     label: ClassVar[str] = "knots"
     box: ImageGrid = training_grid()
-    levels = (64, 64, 60) * 8
+    most_stages = 8
+
+    def __init__(self, stages: int = 8) -> None:
+        self.levels = (1 << 24,) * stages
+
+    def with_stages(self, stages: int) -> Knots:
+        return Knots(stages)
 
     def encode(self, streamlines: Streamlines) -> Codes:
-        steps = ((resampled(one_way(streamlines), 8) + 125) / 4).round().long().clamp(0, 59)
-        return Codes(steps.flatten(1), len(streamlines))
+        steps = (resampled(one_way(streamlines), 8) + 128).floor().long().clamp(0, 255).flatten(1)
+        stages = [((steps >> (7 - k)) & 1) @ (1 << torch.arange(24)) for k in range(len(self.levels))]
+        return Codes(torch.stack(stages, 1), len(streamlines))
 
     def decode(self, codes: Codes, n_points: int = 64) -> Streamlines:
-        points = refined(codes.values.reshape(-1, 8, 3).double() * 4 - 125, n_points)
+        place = torch.full((codes.n_streamlines, 24), -128.0, dtype=torch.float64)
+        for k in range(codes.values.shape[1]):
+            place += ((codes.values[:, k, None] >> torch.arange(24)) & 1) * float(1 << (7 - k))
+        place += float(1 << (7 - codes.values.shape[1])) if codes.values.shape[1] < 8 else 0.5
+        points = refined(place.reshape(-1, 8, 3), n_points)
         return Streamlines(points.flatten(0, 1).float(), torch.arange(len(points) + 1) * n_points, SPACE)
 
 
@@ -63,7 +74,7 @@ def content_of(lines: Streamlines, bound: float = 3.0) -> files.Compressed:
     return files.compressed(Knots(), bounded(Knots(), lines, bound), {"model.safetensors": "ab" * 32}, bound, {"a": 1})
 
 
-@pytest.mark.parametrize("bound", [0.1, 1.0, 3.0, 6.0])
+@pytest.mark.parametrize("bound", [0.1, 2.0, 4.0, 9.0])
 def test_no_point_of_any_line_is_farther_than_the_bound(lines: Streamlines, tmp_path: Path, bound: float) -> None:
     files.write_compressed(tmp_path / "a.safetensors", content_of(lines, bound))
     content = files.read_compressed(tmp_path / "a.safetensors")
@@ -98,8 +109,20 @@ def test_errors_are_gathered_as_they_are_stored(lines: Streamlines) -> None:
     facts = spread.facts()
     assert spread.n == len(lines) * N_POINTS
     assert facts["Mean"] < facts["Percentile95"] <= facts["Maximum"] <= 3.0
-    assert float(stored.error.max()) <= 3.0 < float(stored.code_error.max())
+    assert float(stored.error.max()) <= 3.0
     assert ErrorSpread().facts()["Mean"] is None
+
+
+def test_lines_take_the_fewest_stages_that_keep_the_bound(lines: Streamlines) -> None:
+    codec, truth = Knots(), one_way(lines)
+    stored = bounded(codec, lines, 4.0)
+    assert len(stored.stages.unique()) > 3
+    codes = codec.encode(truth).values
+    assert torch.equal(stored.codes, codes)
+    errors = {k: largest_error(truth, decoded_rows(codec, codes, k)) for k in tiers(8)}
+    for row, stage in enumerate(stored.stages.tolist()):
+        for k, error in errors.items():
+            assert (k < stage or stage == 0) == (float(error[row]) > 4.0) or k > stage > 0
 
 
 def test_a_bound_that_float16_cannot_keep_is_refused(lines: Streamlines) -> None:
@@ -183,7 +206,10 @@ def _with_header(content: bytes, **changes: object) -> bytes:
         lambda content: _with_header(content, n_streamlines=61),
         lambda content: _with_header(content, n_streamlines="60"),
         lambda content: _with_header(content, n_exact=-1),
-        lambda content: _with_header(content, levels=[2] * 24),
+        lambda content: _with_header(content, levels=[2] * 8),
+        lambda content: _with_header(content, tiers=[2, 3, 4, 5, 6, 7]),
+        lambda content: _with_header(content, tiers=[8, 7, 6, 5, 4, 3, 2]),
+        lambda content: _with_header(content, tiers=[2, 3, 4, 5, 6, 7, 9]),
         lambda content: _with_header(content, levels=[]),
         lambda content: _with_header(content, levels=None),
         lambda content: _with_header(content, bound_mm=0.0),

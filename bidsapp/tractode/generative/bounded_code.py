@@ -1,8 +1,9 @@
-"""Codes with a guarantee: lines that the codec would move too far are kept as points instead.
+"""Codes with a guarantee: each line by the fewest stages of its code that keep a bound on its error, or by points.
 
 No paper. Lines are compared at equal shares of their lengths. Both are polygons, so that their difference is a polygon of the
-share and its greatest length lies at a vertex of either: the largest error is exact, not sampled. A line whose error is above the
-bound is stored as the fewest equally spaced points, rounded to float16, that keep the bound; at worst as its own points.
+share and its greatest length lies at a vertex of either: the largest error is exact, not sampled. Any first stages of a residual
+code are a code: plain lines take few, others more. A line that all stages leave beyond the bound is stored as the fewest equally
+spaced points, rounded to float16, that keep it; at worst as its own points.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tractode.contracts import Codes
@@ -22,16 +23,21 @@ from tractode.fields.line_shape import one_way, resampled
 N_POINTS = 64
 """Points a decoded line has; the bound holds for the polygon through them."""
 LEAST_BOUND_MM = 0.1
-_LADDER = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
+_LADDER = (4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
 _FINE_MM = 0.01
 _BINS = 5000
 
 
 @runtime_checkable
 class Coder(Protocol):
-    """What is needed of a codec: one row of codes a streamline, each in [0, its level), and a box in its space."""
+    """What is needed of a codec: one row of codes a streamline, each in [0, its level), of which any first ones are a code; a box."""
 
     label: ClassVar[str]
+
+    @property
+    def most_stages(self) -> int: ...
+
+    def with_stages(self, stages: int) -> Coder: ...
 
     @property
     def levels(self) -> tuple[int, ...]: ...
@@ -48,15 +54,14 @@ class Coder(Protocol):
 class Bounded:
     """Streamlines as they are stored, in order, each in the one direction of `fields.line_shape.one_way`.
 
-    ``codes`` has a row for every line, ``is_exact`` says which of them are stored as ``points`` (float16 offsets from the middle of
-    the codec's box, mm) instead, ``n_points`` each. ``code_error`` and ``error`` are every line's largest error, in codes and as stored.
+    ``codes`` has a row of all stages for every line, ``stages`` says how many of them are stored; 0: ``points`` are stored instead
+    (float16 offsets from the middle of the codec's box, mm), ``n_points`` each. ``error`` is every line's largest error as stored.
     """
 
     codes: Int[Tensor, "s c"]
-    is_exact: Bool[Tensor, " s"]
+    stages: Int[Tensor, " s"]
     points: Float[Tensor, "p 3"]
     n_points: Int[Tensor, " x"]
-    code_error: Float[Tensor, " s"]
     error: Float[Tensor, " s"]
 
 
@@ -72,17 +77,51 @@ def bounded(codec: Coder, lines: Streamlines, bound: float, spread: ErrorSpread 
     """
     check_bound(bound)
     lines = one_way(lines)
-    codes = codec.encode(lines)
-    values = codes.values.detach().cpu().long()
-    decoded = codec.decode(codes, N_POINTS).points.detach().cpu().double().reshape(len(lines), N_POINTS, 3)
-    even = resampled(lines, N_POINTS)
-    code_error = largest_error(lines, decoded)
-    is_exact = ~(code_error <= bound)  # also where it is not a number
-    error = code_error.clone()
+    codes = codec.with_stages(codec.most_stages).encode(lines).values.detach().cpu().long()
+    stages, error = torch.zeros(len(lines), dtype=torch.long), torch.full((len(lines),), torch.inf, dtype=torch.float64)
+    left = torch.arange(len(lines))
+    for tier in tiers(codec.most_stages):
+        some = lines.select(left)
+        decoded = decoded_rows(codec, codes[left], tier)
+        found = largest_error(some, decoded)
+        fits = found <= bound  # false where it is not a number
+        stages[left[fits]], error[left[fits]] = tier, found[fits]
+        if spread is not None:
+            spread.add_each(some.select(fits.nonzero().ravel()), decoded[fits])
+        left = left[~fits]
+    points, n_points = _as_points(lines, left, codec, bound, error, spread)
+    return Bounded(codes, stages, points, n_points, error.float())
+
+
+def tiers(most: int) -> tuple[int, ...]:
+    """The numbers of stages that are tried, fewest first.
+
+    >>> tiers(24)
+    (4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24)
+    >>> tiers(1)
+    (1,)
+    """
+    step = max(1, round(most / 12))
+    return tuple(sorted({*range(min(2 * step, most), most + 1, step), most}))
+
+
+def decoded_rows(codec: Coder, codes: Int[Tensor, "s c"], stages: int) -> Float[Tensor, "s n 3"]:
+    """Lines by `N_POINTS` points from the first stages of their codes, mm."""
+    few = codec.with_stages(stages).decode(Codes(codes[:, :stages], len(codes)), N_POINTS)
+    return few.points.detach().cpu().double().reshape(len(codes), N_POINTS, 3)
+
+
+def _as_points(
+    lines: Streamlines,
+    left: Int[Tensor, " m"],
+    codec: Coder,
+    bound: float,
+    error: Float[Tensor, " s"],
+    spread: ErrorSpread | None,
+) -> tuple[Float[Tensor, "p 3"], Int[Tensor, " x"]]:
+    """The lines that are left, one after another, by the fewest points that keep the bound; their errors are filled in."""
     parts: dict[int, Tensor] = {}
-    left, middle = is_exact.nonzero().ravel(), centre(codec.box)
-    if spread is not None:
-        spread.add((decoded - even)[~is_exact].norm(dim=-1))
+    middle = centre(codec.box)
     for n in _LADDER:
         if not len(left):
             break
@@ -100,8 +139,7 @@ def bounded(codec: Coder, lines: Streamlines, bound: float, spread: ErrorSpread 
         error[row] = float((parts[row].double() + middle - lines[row].cpu().double()).norm(dim=-1).max())
     kept = [parts[row] for row in sorted(parts)]
     points = torch.cat(kept) if kept else torch.zeros(0, 3, dtype=torch.float16)
-    counts = torch.tensor([len(part) for part in kept], dtype=torch.long)
-    return Bounded(values, is_exact, points, counts, code_error.float(), error.float())
+    return points, torch.tensor([len(part) for part in kept], dtype=torch.long)
 
 
 def check_bound(bound: float) -> None:

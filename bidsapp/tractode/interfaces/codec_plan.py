@@ -115,11 +115,12 @@ class BundleCoding:
         stored = bounded(self.codec, there, self.plan.max_error_mm, self.stored_spread)
         self._parts.append(stored)
         self._compare(there)
-        bundle, confidence = self._named(stored.codes)
+        codes = stored.codes[:, : len(self.codec.levels)]
+        bundle, confidence = self._named(codes)
         self._bundles.append(bundle)
         self.sums.add(lines31(there), bundle, here.lengths().detach().cpu(), confidence)
         data = {
-            "code": stored.codes.to(torch.uint8 if max(self.codec.levels) <= 256 else torch.int32),
+            "code": codes.to(torch.uint8 if max(self.codec.levels) <= 256 else torch.int32),
             "bundle": bundle.to(torch.int32),
             "confidence": confidence.float(),
             "index": (row + first).to(torch.int32),
@@ -167,12 +168,11 @@ class BundleCoding:
 
     def stored(self) -> Bounded:
         """All lines as they are stored."""
-        columns = len(self.codec.levels)
+        columns = self.codec.most_stages
         if not self._parts:
-            nothing = torch.zeros(0)
-            none = torch.zeros(0, dtype=torch.long)
-            return Bounded(none.reshape(0, columns), none.bool(), nothing.reshape(0, 3).half(), none, nothing, nothing)
-        names = ("codes", "is_exact", "points", "n_points", "code_error", "error")
+            nothing, none = torch.zeros(0), torch.zeros(0, dtype=torch.long)
+            return Bounded(none.reshape(0, columns), none, nothing.reshape(0, 3).half(), none, nothing)
+        names = ("codes", "stages", "points", "n_points", "error")
         return Bounded(*(torch.cat([getattr(part, name) for part in self._parts]) for name in names))
 
     def compressed(self, weights: Mapping[str, str]) -> files.Compressed:
@@ -183,7 +183,12 @@ class BundleCoding:
         """Sizes and errors, for a sidecar: of the file as it is, and of TRX with float16 positions, whole and at 20 points a line."""
         stored, n = self.stored(), self.n_coded
         whole, few = (6 * n_points + 4 * (n + 1) for n_points in (self.n_points, _PEER_POINTS * n))
-        share = stored.is_exact.float().mean() if n else torch.zeros(())
+        is_coded = stored.stages > 0
+        levels = self.codec.with_stages(self.codec.most_stages).levels
+        kinds, counts = stored.stages[is_coded].unique(return_counts=True)
+        bits = sum(
+            files.bits_of(levels[:tier]) * count for tier, count in zip(kinds.tolist(), counts.tolist(), strict=True)
+        )
         peer = torch.cat(self._code_errors) if self._code_errors else torch.zeros(0)
         return {
             "Streamlines": n,
@@ -191,9 +196,9 @@ class BundleCoding:
             "LargestErrorAllowedMillimetres": self.plan.max_error_mm,
             "PointErrorMillimetres": self.stored_spread.facts(),
             "LargestErrorMillimetres": round(float(stored.error.max()), 4) if n else None,
-            "StreamlinesKeptAsPoints": int(stored.is_exact.sum()),
-            "ShareKeptAsPoints": round(float(share), 5),
-            "BitsPerCodedStreamline": files.bits_of(self.codec.levels),
+            "StreamlinesKeptAsPoints": int((~is_coded).sum()),
+            "ShareKeptAsPoints": round(float((~is_coded).float().mean()), 5) if n else None,
+            "BitsPerCodedStreamline": round(bits / max(int(is_coded.sum()), 1), 1),
             "Bytes": n_bytes,
             "BytesOfTRXFloat16": whole,
             "RatioToTRXFloat16": round(whole / n_bytes, 2),
@@ -218,15 +223,18 @@ def named(codec: Any, codes: Int[Tensor, "s c"], least: float) -> tuple[Int[Tens
 
 
 def names_of(content: files.Compressed, codec: Any, least: float) -> tuple[Int[Tensor, " s"], Tensor]:
-    """Names of the lines of a compressed tractogram; lines that it keeps as points are coded for it."""
-    codes = torch.zeros(len(content), len(content.levels), dtype=torch.long)
-    codes[~content.is_exact] = content.codes
-    exact = content.is_exact.nonzero().ravel()
-    lines = files.restored(content, codec).select(exact)
-    good = usable(lines, codec.box)  # rounding may carry one over the border
-    codes[exact[good]] = codec.encode(lines.select(good.nonzero().ravel())).values.cpu().long()
-    bundle, confidence = named(codec, codes, least)
-    bundle[exact[~good]], confidence[exact[~good]] = len(codec.namer.names), 0.0
+    """Names of the lines of a compressed tractogram, from what it holds: of plain lines fewer stages than were named when it was made."""
+    bundle, confidence = torch.full((len(content),), len(codec.namer.names)), torch.zeros(len(content))
+    for tier in content.stages.unique().tolist():
+        mine = (content.stages == tier).nonzero().ravel()
+        if tier:
+            codes = content.codes[mine, :tier]
+        else:
+            lines = files.restored(content, codec).select(mine)
+            good = usable(lines, codec.box)  # rounding may carry one over the border
+            mine = mine[good]
+            codes = codec.encode(lines.select(good.nonzero().ravel())).values.cpu().long()
+        bundle[mine], confidence[mine] = named(codec, codes, least)
     return bundle, confidence
 
 

@@ -1,8 +1,10 @@
 """Compressed tractograms (``.safetensors``): the codes of streamlines packed to the bit, and points where codes are not near enough.
 
-One file of safetensors (no code runs when it is read) with the tensors ``codes`` (bits, highest first, lines one after another),
-``is_exact`` (one bit a line), ``points`` (float16, mm from the middle of the codec's box) and ``counts`` (points of each such line),
-and one entry of metadata, ``tractogram``: a header as JSON. Columns of codes are joined to words of mixed radix of at most 62 bits.
+One file of safetensors (no code runs when it is read) with the tensors ``kinds`` (of each line, an index into the header's
+``tiers``: the number of stages that are stored; their number means that points are), ``codes`` (the lines of each tier one after
+another, the tiers too, each from a whole byte), ``points`` (float16, mm from the middle of the codec's box) and ``counts`` (points of
+each such line), and one entry of metadata, ``tractogram``: a header as JSON. ``kinds`` and ``codes`` are bits, highest first; columns
+of codes are joined to words of mixed radix of at most 62 bits.
 The header names the format and its version, the space, the codec and the sha256 of its weights, the bound on the error, and the
 sha256 of the tensors: what is cut short, changed, of another program or of other weights is refused.
 """
@@ -28,23 +30,25 @@ from torch import Tensor
 from tractode.contracts import Codes
 from tractode.errors import InputDataError, MissingInputError
 from tractode.fields import Streamlines
-from tractode.generative.bounded_code import N_POINTS, Bounded, Coder, centre
+from tractode.generative.bounded_code import N_POINTS, Bounded, Coder, centre, tiers
 
 FORMAT, VERSION = "tractode-compressed-tractogram", 1
 EXTENSION = ".safetensors"
 _KEY = "tractogram"
 _WORD_BITS = 62
 _ROWS = 1 << 16
-_TENSORS = {"codes": torch.uint8, "is_exact": torch.uint8, "points": torch.float16, "counts": torch.int32}
+_TENSORS = {"codes": torch.uint8, "kinds": torch.uint8, "points": torch.float16, "counts": torch.int32}
 _HEADER = {
-    "space": str, "codec": str, "weights": dict, "bound_mm": float, "points_per_line": int, "levels": list,
+    "space": str, "codec": str, "weights": dict, "bound_mm": float, "points_per_line": int, "levels": list, "tiers": list,
     "n_streamlines": int, "n_exact": int, "centre_mm": list, "sha256": str,
 }  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Compressed:
-    """What a file holds. ``codes`` has a row for each line that is not exact, ``points`` are mm from ``centre_mm``.
+    """What a file holds. ``codes`` has a row for each line, of which the first ``stages`` are stored and the others are 0.
+
+    Lines of 0 stages are in ``points``, mm from ``centre_mm``, ``counts`` points each.
 
     ``weights`` maps the files of the codec's weights to their sha256; ``facts`` is plain data for people, which nothing relies on.
     """
@@ -56,27 +60,39 @@ class Compressed:
     points_per_line: int
     levels: tuple[int, ...]
     centre_mm: tuple[float, float, float]
-    codes: Int[Tensor, "r c"]
-    is_exact: Bool[Tensor, " s"]
+    codes: Int[Tensor, "s c"]
+    stages: Int[Tensor, " s"]
     points: Float[Tensor, "p 3"]
     counts: Int[Tensor, " x"]
     facts: dict[str, Any]
 
     def __len__(self) -> int:
-        return len(self.is_exact)
+        return len(self.stages)
+
+    @property
+    def is_exact(self) -> Bool[Tensor, " s"]:
+        """Which lines are stored as points."""
+        return self.stages == 0
 
 
 def write_compressed(path: Path, content: Compressed) -> None:
     """The same content gives the same bytes."""
+    parts = tiers(len(content.levels))
+    kinds = torch.full((len(content),), len(parts))
+    blocks = [np.empty(0, np.uint8)]
+    for number, tier in enumerate(parts):
+        mine = content.stages == tier
+        kinds[mine] = number
+        blocks.append(packed(content.codes[mine, :tier], content.levels[:tier]))
     tensors = {
-        "codes": torch.from_numpy(packed(content.codes, content.levels)),
-        "is_exact": torch.from_numpy(np.packbits(content.is_exact.numpy())),
+        "codes": torch.from_numpy(np.concatenate(blocks)),
+        "kinds": torch.from_numpy(packed(kinds[:, None], (len(parts) + 1,))),
         "points": content.points.to(torch.float16).contiguous(),
         "counts": content.counts.to(torch.int32),
     }
     header = {
         "format": FORMAT, "version": VERSION, "space": content.space, "codec": content.codec, "weights": content.weights,
-        "bound_mm": content.bound_mm, "points_per_line": content.points_per_line, "levels": list(content.levels),
+        "bound_mm": content.bound_mm, "points_per_line": content.points_per_line, "levels": list(content.levels), "tiers": list(parts),
         "n_streamlines": len(content), "n_exact": len(content.counts), "centre_mm": list(content.centre_mm),
         "sha256": _sum(tensors), "facts": content.facts,
     }  # fmt: skip
@@ -143,21 +159,38 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _content(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Compressed:
     n, n_exact = header["n_streamlines"], header["n_exact"]
     levels = tuple(int(level) for level in header["levels"])
+    parts = tuple(int(tier) for tier in header["tiers"])
     if not levels or min(levels) < 1 or not 0 <= n_exact <= n or not header["bound_mm"] > 0:
         raise ValueError("levels, counts or bound")
-    if len(tensors["is_exact"]) != (n + 7) // 8:
-        raise ValueError("number of lines")
-    is_exact = torch.from_numpy(np.unpackbits(tensors["is_exact"].numpy(), count=n).astype(bool))
+    if parts != tuple(sorted(set(parts))) or not parts or parts[0] < 1 or parts[-1] > len(levels):
+        raise ValueError("tiers")
+    kinds = unpacked(tensors["kinds"].numpy(), (len(parts) + 1,), n)[:, 0]
+    stages = torch.tensor([*parts, 0])[kinds]
+    codes = _read_codes(tensors["codes"].numpy(), levels, parts, stages)
     counts, points = tensors["counts"].long(), tensors["points"]
-    if int(is_exact.sum()) != n_exact or len(counts) != n_exact or bool((counts < 2).any()):
+    if int((stages == 0).sum()) != n_exact or len(counts) != n_exact or bool((counts < 2).any()):
         raise ValueError("number of exact lines")
     if tuple(points.shape) != (int(counts.sum()), 3) or not bool(torch.isfinite(points).all()):
         raise ValueError("number of points")
     x, y, z = (float(value) for value in header["centre_mm"])
     return Compressed(
         header["space"], header["codec"], dict(header["weights"]), header["bound_mm"], header["points_per_line"], levels, (x, y, z),
-        unpacked(tensors["codes"].numpy(), levels, n - n_exact), is_exact, points, counts, dict(header.get("facts") or {}),
+        codes, stages, points, counts, dict(header.get("facts") or {}),
     )  # fmt: skip
+
+
+def _read_codes(
+    content: NDArray[np.uint8], levels: tuple[int, ...], parts: Sequence[int], stages: Int[Tensor, " s"]
+) -> Int[Tensor, "s c"]:
+    codes, first = torch.zeros(len(stages), len(levels), dtype=torch.long), 0
+    for tier in parts:
+        mine = (stages == tier).nonzero().ravel()
+        last = first + (len(mine) * bits_of(levels[:tier]) + 7) // 8
+        codes[mine, :tier] = unpacked(content[first:last], levels[:tier], len(mine))
+        first = last
+    if first != len(content):
+        raise ValueError("number of codes")
+    return codes
 
 
 def compressed(
@@ -165,23 +198,29 @@ def compressed(
 ) -> Compressed:
     """What `write_compressed` takes, of lines that were encoded with a bound on their error."""
     x, y, z = centre(codec.box).tolist()
+    levels = codec.with_stages(codec.most_stages).levels
+    codes = stored.codes * (torch.arange(len(levels)) < stored.stages[:, None])
     return Compressed(
-        codec.box.space, codec.label, dict(weights), float(bound), N_POINTS, tuple(codec.levels), (x, y, z),
-        stored.codes[~stored.is_exact], stored.is_exact, stored.points, stored.n_points, dict(facts),
+        codec.box.space, codec.label, dict(weights), float(bound), N_POINTS, tuple(levels), (x, y, z),
+        codes, stored.stages, stored.points, stored.n_points, dict(facts),
     )  # fmt: skip
 
 
 def restored(content: Compressed, codec: Coder) -> Streamlines:
     """The streamlines, in order, in the codec's space (float32)."""
-    coded = codec.decode(Codes(content.codes, len(content.codes)), content.points_per_line)
-    exact = content.points.double() + torch.tensor(content.centre_mm, dtype=torch.float64)
     counts = torch.full((len(content),), content.points_per_line)
     counts[content.is_exact] = content.counts
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    is_point_exact = torch.repeat_interleave(content.is_exact, counts)
+    owner = torch.repeat_interleave(torch.arange(len(content)), counts)
     points = torch.empty(int(offsets[-1]), 3)
-    points[is_point_exact] = exact.float()
-    points[~is_point_exact] = coded.points.detach().cpu().float()
+    exact = content.points.double() + torch.tensor(content.centre_mm, dtype=torch.float64)
+    points[content.is_exact[owner]] = exact.float()
+    for tier in content.stages.unique().tolist():
+        mine = content.stages == tier
+        if tier:
+            codes = Codes(content.codes[mine, :tier], int(mine.sum()))
+            few = codec.with_stages(tier).decode(codes, content.points_per_line)
+            points[mine[owner]] = few.points.detach().cpu().float()
     return Streamlines(points, offsets, content.space)
 
 
