@@ -127,7 +127,8 @@ class Benchmark:
         self._buan = self._buan or Buan(tests.truth)
         codes, lines = coder.decoded(tests.streamlines())
         again = coder.codec.encode(tests.streamlines(slice(0, 16))).values
-        found = self._buan(lines.reshape(tests.truth.shape))
+        groups = lines.reshape(tests.truth.shape)
+        found = self._buan(groups)
         bundles = {threshold: by_bundle(value, tests.bundle, tests.names) for threshold, value in found.items()}
         least = {t: min(rows.items(), key=lambda row: row[1]["mean"]) for t, rows in bundles.items()}
         training = coder.training
@@ -135,6 +136,7 @@ class Benchmark:
             "buan": {t: round(float(value.mean()), 5) for t, value in found.items()},
             "buan_sd": {t: round(float(value.std()), 5) for t, value in found.items()},
             "buan_least_bundle": {t: {"bundle": name, "mean": told["mean"]} for t, (name, told) in least.items()},
+            "buan_less_dipy_at_most": self._buan.checked(groups, found),
             "bundles_at_0.995": sum(told["mean"] >= 0.995 for told in bundles[THRESHOLDS[0]].values()),
             **errors(lines, tests.truth.flatten(0, 1)),
             "turning_angle_deg": turning_angle(lines),
