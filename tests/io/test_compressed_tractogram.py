@@ -17,7 +17,16 @@ from tractode.contracts import Codes
 from tractode.errors import InputDataError, MissingInputError, UsageError
 from tractode.fields import ImageGrid, Streamlines
 from tractode.fields.line_shape import one_way, resampled
-from tractode.generative.bounded_code import N_POINTS, ErrorSpread, bounded, decoded_rows, largest_error, refined, tiers
+from tractode.generative.bounded_code import (
+    N_POINTS,
+    ErrorSpread,
+    bounded,
+    decoded_rows,
+    fewest_points,
+    largest_error,
+    refined,
+    tiers,
+)
 from tractode.generative.space import training_grid
 from tractode.io import compressed_tractogram as files
 
@@ -123,6 +132,14 @@ def test_lines_take_the_fewest_stages_that_keep_the_bound(lines: Streamlines) ->
     for row, stage in enumerate(stored.stages.tolist()):
         for k, error in errors.items():
             assert (k < stage or stage == 0) == (float(error[row]) > 4.0) or k > stage > 0
+
+
+def test_the_fewest_points_keep_the_bound_and_fewer_do_not(lines: Streamlines) -> None:
+    needed = fewest_points(lines, 2.0)
+    for row, n in enumerate(needed.tolist()):
+        one = lines.select(torch.tensor([row]))
+        assert float(largest_error(one, resampled(one, n))) <= 2.0
+        assert n == 4 or float(largest_error(one, resampled(one, max(4, n // 2)))) > 2.0
 
 
 def test_a_bound_that_float16_cannot_keep_is_refused(lines: Streamlines) -> None:

@@ -80,7 +80,7 @@ def facts_of(lines: dict[str, Streamlines]) -> dict[str, Any]:
     error = {"Mean": 0.4, "Percentile95": 1.0, "Maximum": 2.0}
     size = {
         "PointErrorMillimetres": error, "StreamlinesKeptAsPoints": 2, "Bytes": 1000, "RatioToTRXFloat16": 30.0,
-        "RatioToTRXFloat16At20Points": 6.0, "LargestErrorAllowedMillimetres": 2.0,
+        "RatioToTRXFloat16At20Points": 6.0, "RatioToTRXFloat16AtFewestPoints": 2.5, "LargestErrorAllowedMillimetres": 2.0,
     }  # fmt: skip
     return {"bundles": rows, "coding": coding, "compression": size}
 

@@ -142,6 +142,17 @@ def _as_points(
     return points, torch.tensor([len(part) for part in kept], dtype=torch.long)
 
 
+def fewest_points(lines: Streamlines, bound: float) -> Int[Tensor, " s"]:
+    """How many equally spaced points each line needs to keep the bound: what codes are to be compared with."""
+    needed, left = lines.n_points.cpu().clone(), torch.arange(len(lines))
+    for n in _LADDER:
+        some = lines.select(left)
+        fits = largest_error(some, resampled(some, n)) <= bound
+        needed[left[fits]] = n
+        left = left[~fits]
+    return needed
+
+
 def check_bound(bound: float) -> None:
     if not bound >= LEAST_BOUND_MM:
         raise UsageError(

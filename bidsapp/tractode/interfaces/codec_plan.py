@@ -16,7 +16,15 @@ from tractode.evaluate.bundle_summary import BundleSummary, BundleSums, latents_
 from tractode.fields import Streamlines
 from tractode.fields.line_shape import one_way, resampled
 from tractode.generative import CODECS
-from tractode.generative.bounded_code import Bounded, ErrorSpread, bounded, check_bound, largest_error, refined
+from tractode.generative.bounded_code import (
+    Bounded,
+    ErrorSpread,
+    bounded,
+    check_bound,
+    fewest_points,
+    largest_error,
+    refined,
+)
 from tractode.generative.line_code import lines31, usable
 from tractode.io import compressed_tractogram as files
 from tractode.io.weights import read_weights, shipped, stored_sums
@@ -26,6 +34,7 @@ OTHER = "other"
 BATCH = 20_000
 _PEER_POINTS = 20
 _NAMED_ROWS = 4096
+_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ class BundleCoding:
         self.stored_spread, self.peer_spread = ErrorSpread(), ErrorSpread()
         self.n_seen = self.n_points = 0
         self._parts: list[Bounded] = []
+        self._needed: list[Tensor] = []
         self._bundles: list[Tensor] = []
         self._code_errors: list[Tensor] = []
 
@@ -143,6 +153,8 @@ class BundleCoding:
         few = resampled(lines, _PEER_POINTS).half().double()
         self.peer_spread.add((refined(few) - resampled(lines, 64)).norm(dim=-1))
         self._code_errors.append(largest_error(lines, few).float())
+        some = torch.arange(0, len(lines), _EVERY)
+        self._needed.append(fewest_points(lines.select(some), self.plan.max_error_mm))
 
     def _named(self, codes: Int[Tensor, "s c"]) -> tuple[Int[Tensor, " s"], Tensor]:
         """From the codes alone, so that a decoded file gives the same names."""
@@ -189,6 +201,8 @@ class BundleCoding:
         bits = sum(
             files.bits_of(levels[:tier]) * count for tier, count in zip(kinds.tolist(), counts.tolist(), strict=True)
         )
+        needed = torch.cat(self._needed).double().mean() if n else torch.zeros(())
+        within = round((6 * float(needed) + 4) * n)
         peer = torch.cat(self._code_errors) if self._code_errors else torch.zeros(0)
         return {
             "Streamlines": n,
@@ -204,6 +218,8 @@ class BundleCoding:
             "RatioToTRXFloat16": round(whole / n_bytes, 2),
             "BytesOfTRXFloat16At20Points": few,
             "RatioToTRXFloat16At20Points": round(few / n_bytes, 2),
+            "BytesOfTRXFloat16AtFewestPoints": within,
+            "RatioToTRXFloat16AtFewestPoints": round(within / n_bytes, 2),
             "PointErrorMillimetresAt20Points": self.peer_spread.facts(),
             "ShareWithinBoundAt20Points": round(float((peer <= self.plan.max_error_mm).float().mean()), 5)
             if n
