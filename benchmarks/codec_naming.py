@@ -1,6 +1,6 @@
 """Names of streamlines: the codec's namer beside DIPY's RecoBundles, on the same lines.
 
-    python benchmarks/codec_naming.py --output FILE [--work FOLDER] [--weights FOLDER] [--parts synthetic real speed] [--subjects 3]
+    python benchmarks/codec_naming.py --output FILE [--work FOLDER] [--weights FOLDER] [--parts synthetic real speed synthesis] [--subjects 3]
 
 Prints one JSON object, the ``naming`` of `codec.py`. What was computed is kept in the work folder, so a run that is stopped goes on.
 Balanced accuracy is the mean over classes (the bundles that the task has, and ``other``) of the share of their lines that are
@@ -8,7 +8,8 @@ named right; F1 is of bundles. Tasks: `codec_naming_tasks`; methods: `codec_nami
 
 ``balanced_accuracy``, ``f1_mean``, ``other_recall``, ``f1`` (per bundle): synthetic subjects, pooled; ``tracked_accuracy``: of the lines
 that SD_STREAM followed along a bundle; ``real``: DIPY's five people, three bundles and other; ``seconds_per_100k``: a tractogram of SD_STREAM
-in a synthetic subject; ``calibration``: stated probabilities against what was right, of ours on the synthetic subjects.
+in a synthetic subject; ``calibration``: stated probabilities against what was right, of ours on the synthetic subjects;
+``synthesis``: new lines of every bundle (`codec_synthesis`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from codec_naming_tasks import (
     real,
     synthetic,
 )
+from codec_synthesis import synthesis
 from measure import meta
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -48,7 +50,7 @@ from tractode.simulate.tract_subject import TractSubjectSettings, synthesise, vi
 from tractode.tracking.propagate import track_until
 from tractode.tracking.sdstream import SDStream
 
-PARTS = ("synthetic", "real", "speed")
+PARTS = ("synthetic", "real", "speed", "synthesis")
 Method = Callable[[Streamlines], Named]
 Record = dict[str, Any]
 
@@ -88,6 +90,8 @@ def measured(arguments: argparse.Namespace) -> Record:
         if "speed" in arguments.parts:
             record |= _speed(arguments, stem, method)
         result[name] = record
+    if "synthesis" in arguments.parts and "ours" in methods:
+        result["synthesis"] = synthesis(BundleCodec.from_weights(*read_weights(arguments.weights or shipped("codec"))))
     result["meta"] = meta(
         " ".join(["TRACTODE_TEST_DATA=$TRACTODE_TEST_DATA python benchmarks/codec_naming.py", *_told(arguments)])
     )
