@@ -37,6 +37,7 @@ from tractode.simulate.line_samples import LineSamples, LineSampleSettings, fals
 from tractode.training.codebooks import CodebookSettings, fit_codebooks
 
 STAGES, BATCH, WIDTH, FSQ_BITS = 16, 1024, 384, 160
+_STEPS_PER_S = 5  # of codebooks, on one thread
 Draw = Callable[[], Tensor]
 
 
@@ -66,7 +67,7 @@ def _network(n_in: int, n_out: int) -> nn.Sequential:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of learning, for each way")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the processor, for each way to learn")
     parser.add_argument("--persons", type=int, default=10)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -102,9 +103,9 @@ def ways(draw: Draw, samples: LineSamples, held_out: Tensor, seconds: float) -> 
     begun = CodecTables(codec)
     begun.begin(first, _seeded(2))
     found["kmeans"] = _rated(begun, held_out)
-    settings = CodebookSettings(steps=10**9, n_first=len(first), minutes=seconds / 60)
+    settings = CodebookSettings(steps=round(seconds * _STEPS_PER_S), n_first=len(first))
     tables = fit_codebooks(lambda n, generator: samples.draw(n, generator)[0], codec, settings)
-    found["averages"] = _rated(tables, held_out)
+    found["averages"] = {"steps": settings.steps, **_rated(tables, held_out)}
     found["averages_beam"] = _rated(tables, held_out, beam=4)
     spread = tables.latents(first).std(0)
     for name, encodes, passed in (
@@ -148,8 +149,8 @@ def fit(network: Networks, draw: Draw, seconds: float, passed: Callable[[Tensor,
 def descend(module: nn.Module, loss: Callable[[], Tensor], seconds: float) -> int:
     parameters = list(module.parameters())
     optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-4)
-    start, n_steps = time.monotonic(), 0
-    while (share := (time.monotonic() - start) / seconds) < 1:
+    start, n_steps = time.process_time(), 0
+    while (share := (time.process_time() - start) / seconds) < 1:
         for group in optimiser.param_groups:
             group["lr"] = 1e-3 * min(1, (n_steps + 1) / 50) * 0.5 * (1 + math.cos(math.pi * share))
         optimiser.zero_grad()
