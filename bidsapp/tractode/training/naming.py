@@ -62,7 +62,7 @@ class NamingSettings:
     tracked: TrackedSettings = field(default_factory=TrackedSettings)
 
 
-LOOP = LoopSettings(steps=4000, learning_rate=2e-3, weight_decay=1e-2, warm_up=100, average=0.995, checkpoint_every=500)
+LOOP = LoopSettings(steps=6000, learning_rate=2e-3, weight_decay=1e-2, warm_up=100, average=0.995, checkpoint_every=500)
 
 
 class NamingProblem:
