@@ -8,7 +8,7 @@ named right; F1 is of bundles. Tasks: `codec_naming_tasks`; methods: `codec_nami
 
 ``balanced_accuracy``, ``f1_mean``, ``other_recall``, ``f1`` (per bundle): synthetic subjects, pooled; ``tracked_accuracy``: of the lines
 that SD_STREAM followed along a bundle; ``real``: DIPY's five people, three bundles and other; ``seconds_per_100k``: a tractogram of SD_STREAM
-in a synthetic subject; ``calibration``: stated probabilities against what was right, of ours on the synthetic subjects;
+in a synthetic subject (``processor_…``: of all threads; ``load``: how many wanted a core at the time); ``calibration``: stated probabilities against what was right, of ours on the synthetic subjects;
 ``synthesis``: new lines of every bundle (`codec_synthesis`).
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,7 @@ from tractode.tracking.propagate import track_until
 from tractode.tracking.sdstream import SDStream
 
 PARTS = ("synthetic", "real", "speed", "synthesis")
+SAMPLED = 8  # RecoBundles' time is measured on one of so many bundles
 Method = Callable[[Streamlines], Named]
 Record = dict[str, Any]
 
@@ -193,43 +195,48 @@ def _kept(work: Path, stem: str, task: Task, method: Method) -> Named:
     path = work / f"{stem}-{task.name}.safetensors"
     if not path.is_file():
         one = method(task.lines)
-        tensors = {"index": one.index, "seconds": torch.tensor(one.seconds)}
+        tensors = {"index": one.index, "seconds": torch.tensor([one.seconds, one.processor_seconds])}
         if one.probability is not None:
             tensors["probability"] = one.probability
         save_file(tensors, path)
     found = load_file(path)
-    return Named(found["index"], found.get("probability"), float(found["seconds"]))
+    seconds = found["seconds"].tolist()
+    return Named(found["index"], found.get("probability"), *seconds)
 
 
 def _speed(arguments: argparse.Namespace, stem: str, method: Method) -> Record:
     n = arguments.speed_lines
     path = arguments.work / f"{stem}-speed-{n}.json"
     if not path.is_file():
-        lines = tractogram(n)
-        seconds = method(lines).seconds
-        per = seconds * 100_000 / len(lines)
-        mean = round(len(lines.points) / len(lines), 1)
+        lines = tractogram(arguments.work, n)
+        one = recobundles(lines, every=SAMPLED) if method is recobundles else method(lines)
         record = {
-            "seconds_per_100k": round(per, 2),
+            "seconds_per_100k": round(one.seconds * 100_000 / len(lines), 2),
+            "processor_seconds_per_100k": round(one.processor_seconds * 100_000 / len(lines), 2),
             "speed_n": len(lines),
-            "speed_points": mean,
+            "speed_points": round(len(lines.points) / len(lines), 1),
+            "speed_bundles": len(range(0, len(names()), SAMPLED)) if method is recobundles else len(names()),
             "threads": torch.get_num_threads(),
+            "load": round(os.getloadavg()[0], 1),
         }
         path.write_text(json.dumps(record))
     found: Record = json.loads(path.read_text())
     return found
 
 
-def tractogram(n: int) -> Streamlines:
-    """As many lines of SD_STREAM in the field of synthetic subject 0."""
-    settings = TractSubjectSettings(seed=FIRST_SEED)
-    subject = synthesise(load_library(), brain(), 0, settings)
-    grid = training_grid()
-    where = Image(grid, (visible(brain()) & (subject.coeffs[0] > 0.3))[None])
-    tracker = SDStream(step_mm=0.9, min_length=20.0, max_length=250.0)
-    field = ShField(grid, subject.coeffs.float(), ORDER)
-    parts = track_until(tracker, field, where, where, n, torch.Generator().manual_seed(1))
-    return Streamlines.concatenate([Streamlines(p.points, p.offsets, p.space) for p in parts], grid.space)
+def tractogram(work: Path, n: int) -> Streamlines:
+    """As many lines of SD_STREAM in the field of synthetic subject 0, kept in the work folder."""
+    path, grid = work / f"tractogram-{n}.safetensors", training_grid()
+    if not path.is_file():
+        subject = synthesise(load_library(), brain(), 0, TractSubjectSettings(seed=FIRST_SEED))
+        where = Image(grid, (visible(brain()) & (subject.coeffs[0] > 0.3))[None])
+        tracker = SDStream(step_mm=0.9, min_length=20.0, max_length=250.0)
+        field = ShField(grid, subject.coeffs.float(), ORDER)
+        found = track_until(tracker, field, where, where, n, torch.Generator().manual_seed(1))
+        whole = Streamlines.concatenate([Streamlines(p.points, p.offsets, p.space) for p in found], grid.space)
+        save_file({"points": whole.points.float(), "offsets": whole.offsets}, path)
+    kept = load_file(path)
+    return Streamlines(kept["points"], kept["offsets"], grid.space)
 
 
 if __name__ == "__main__":
