@@ -14,8 +14,6 @@ from tractode.evaluate.latent_map import FEWEST_FOR_TSNE, MOST_FOR_TSNE, neighbo
 from tractode.reports.bundle_colours import colour_of, short
 from tractode.reports.canvas import encode, new_figure
 
-_MOST_LABELS = 40
-
 
 def bundle_map(bundles: Sequence[str], latents: Float[Tensor, "n d"]) -> tuple[str, str]:
     """The picture as the text of an ``src`` attribute, and its caption; ``bundles`` names the bundle of each latent."""
@@ -23,12 +21,12 @@ def bundle_map(bundles: Sequence[str], latents: Float[Tensor, "n d"]) -> tuple[s
     near = neighbour_map(latents)
     across = 1 if near is None else 2
     figure = new_figure(760 * across, 700, "white")
-    left = figure.add_axes((0.07 / across, 0.08, 0.9 / across, 0.86))
+    left = figure.add_axes((0.1 / across, 0.08, 0.88 / across, 0.88))
     _scatter(left, bundles, plane.numpy())
     left.set_xlabel(f"first principal component ({first:.0%} of the variance)", fontsize=10)
     left.set_ylabel(f"second ({second:.0%})", fontsize=10)
     if near is not None:
-        right = figure.add_axes((0.5 + 0.04 / across, 0.08, 0.9 / across, 0.86))
+        right = figure.add_axes((0.5 + 0.04 / across, 0.08, 0.92 / across, 0.88))
         _scatter(right, bundles, near.numpy())
         right.set_xticks([])
         right.set_yticks([])
@@ -48,8 +46,15 @@ def _scatter(axes: Axes, bundles: Sequence[str], points: Float[np.ndarray, "n 2"
     for name in kinds:
         mine = points[names == name]
         axes.plot(mine[:, 0], mine[:, 1], "o", ms=5, color=colour_of(str(name)), mec="#1c2430", mew=0.3, alpha=0.9)
-    for name in kinds[np.argsort(-counts, kind="stable")][:_MOST_LABELS]:
+    axes.margins(x=0.1)
+    reach = max(float(np.ptp(points, axis=0).max()), 1e-6) if len(points) else 1.0
+    taken = np.empty((0, 2))
+    for name in kinds[np.argsort(-counts, kind="stable")]:
         x, y = np.median(points[names == name], axis=0)
+        # A label is wide and low; one that would lie on another is left out, the colour still tells.
+        if (np.abs(taken - (x, y)) < (0.16 * reach, 0.022 * reach)).all(1).any():
+            continue
+        taken = np.vstack([taken, (x, y)])
         axes.annotate(
             short(str(name), 26), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6, color="#1c2430"
         )
