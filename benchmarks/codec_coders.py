@@ -131,5 +131,11 @@ def variants(coder: Coder) -> list[Coder]:
     return [Coder(coder.name, make(), coder.n_bytes, coder.training) for make in makers]
 
 
+def searched(coder: Coder) -> list[Coder]:
+    """Ours where the encoder looks for the best codes among several, at a few rates."""
+    stages = [n for n in (8, 12, 16, 24) if n <= coder.codec.most_stages]
+    return [Coder("tractode_beam", coder.codec.with_stages(n).with_beam(4), coder.n_bytes) for n in stages]
+
+
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
