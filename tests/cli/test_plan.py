@@ -10,6 +10,7 @@ import pytest
 
 from tractode.cli.plan import disk_gb, memory_gb
 from tractode.cli.run import main
+from tractode.generative.codec import BundleCodec
 from tractode.generative.gentract import GenTract
 from tractode.io.weights import write_weights
 
@@ -124,3 +125,16 @@ def test_real_dataset(test_data: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "sub-xa30_dir-AP" in text
     assert "anatomy: none; registered by its b=0" in text
     assert "sub-xa30_acq-nonorm" not in text or "Ignored" in text
+
+
+def test_bundles_are_announced_and_weights_that_are_not_there_stop_the_run(
+    bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_weights(tmp_path / "tiny-1", *BundleCodec.tiny(0).weights(), card="")
+    words = ("--participant-label", "01", "--encode-bundles", "--codec-weights", str(tmp_path / "tiny-1"))
+    code, text, _ = dry_run(capsys, bids, tmp_path / "out", *words)
+    assert code == 0
+    assert "bundles of sdstream: will be named if the registration passes" in text
+    assert "Bundles are named (2 of them) with the weights tiny-1" in text
+    code, _, err = dry_run(capsys, bids, tmp_path / "out", *words[:-1], str(tmp_path / "none-1"))
+    assert (code, "E-WEIGHTS-MISSING" in err) == (69, True)

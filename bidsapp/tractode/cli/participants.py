@@ -114,6 +114,15 @@ def _generators(settings: Settings) -> list[str]:
             f"{method}: streamlines of {len(generation.bundles or model.names)} bundles are generated with the weights "
             f"{generation.weights_facts(method)['Name']}; runs are registered to {model.space} for it."
         )
+    if settings.encode_bundles and settings.tracking:
+        from tractode.workflows.bundles import codec_of
+
+        plan = codec_of(settings)
+        codec = plan.codec()
+        notes.append(
+            f"Bundles are named ({len(codec.names)} of them) with the weights {plan.weights_facts()['Name']}; "
+            f"runs are registered to {codec.space} for it."
+        )
     return notes
 
 

@@ -163,15 +163,17 @@ def _read_facts(run: Any, settings: Settings) -> dict[str, Any]:
 
 
 def _generation(settings: Settings, shape: tuple[int, ...], voxel_sizes: tuple[float, ...]) -> str:
-    """What the header tells of generated streamlines; the scan itself is looked at in the run."""
+    """What the header tells of generated streamlines and of bundles; the scan itself is looked at in the run."""
     from tractode.interfaces.methods import is_generative
 
     methods = [name for name in settings.tracking if is_generative(name)]
+    bundles = f"bundles of {', '.join(settings.tracking)}: will be named if the registration passes"
+    named = [bundles] if settings.encode_bundles and settings.tracking else []
     if not methods:
-        return ""
+        return "".join(named)
     least = min(n * size for n, size in zip(shape[:3], voxel_sizes, strict=True))
     fate = "will run if the registration passes" if least >= _SLAB_MM else f"will be refused: a slab of {least:.0f} mm"
-    return f"streamlines {', '.join(methods)}: {fate}"
+    return "; ".join([f"streamlines {', '.join(methods)}: {fate}", *named])
 
 
 def read_table(run: Any, settings: Settings) -> tuple[tuple[int, ...], tuple[float, ...], Any]:
