@@ -164,10 +164,9 @@ class Benchmark:
         }
         keys = ("recipe", "steps", "minutes", "device", "n_parameters")
         row["training"] = {key: training[key] for key in keys if key in training}
-        if "batch" in training:
-            row["training"]["batch"] = (
-                training["batch"]["batch"] if isinstance(training["batch"], dict) else training["batch"]
-            )
+        batch = training.get("batch")
+        if batch is not None:
+            row["training"]["batch"] = batch.get("batch", batch) if isinstance(batch, dict) else batch
         if coder.name == "klt":
             row["ideal_bits_per_streamline"] = round(coder.codec.ideal_bits(codes.values), 1)
         return row
