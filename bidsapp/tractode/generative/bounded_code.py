@@ -25,6 +25,7 @@ N_POINTS = 64
 LEAST_BOUND_MM = 0.1
 _LADDER = (4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
 _FINE_MM = 0.01
+_SHARE, _EVEN = "share", "even"
 _BINS = 5000
 
 
@@ -78,6 +79,7 @@ def bounded(codec: Coder, lines: Streamlines, bound: float, spread: ErrorSpread 
     check_bound(bound)
     lines = one_way(lines)
     codes = codec.with_stages(codec.most_stages).encode(lines).values.detach().cpu().long()
+    lines = _measured(lines)
     stages, error = torch.zeros(len(lines), dtype=torch.long), torch.full((len(lines),), torch.inf, dtype=torch.float64)
     left = torch.arange(len(lines))
     for tier in tiers(codec.most_stages):
@@ -168,14 +170,22 @@ def centre(box: ImageGrid) -> Float[Tensor, " 3"]:
     return box.to_world((torch.tensor(box.shape, dtype=torch.float64) - 1) / 2)
 
 
+def _measured(lines: Streamlines) -> Streamlines:
+    """The lines with what `largest_error` needs of them, which does not change from stage to stage."""
+    points = lines.points.detach().cpu().double()
+    shares = _shares(points, lines.streamline_of_point.cpu(), lines.offsets.cpu())
+    return Streamlines(points, lines.offsets.cpu(), lines.space, {_SHARE: shares}, {_EVEN: resampled(lines, N_POINTS)})
+
+
 def largest_error(lines: Streamlines, other: Float[Tensor, "s n 3"]) -> Float[Tensor, " s"]:
     """The greatest distance (mm) between points at equal shares of length; ``other``'s points are at equal steps."""
     other = other.double()
     n, points = other.shape[1], lines.points.detach().cpu().double()
-    most = (resampled(lines, n) - other).norm(dim=-1).amax(1)
-    owner = lines.streamline_of_point.cpu()
+    known = lines.per_streamline.get(_EVEN) if n == N_POINTS else None
+    most = ((resampled(lines, n) if known is None else known) - other).norm(dim=-1).amax(1)
+    owner, shares = lines.streamline_of_point.cpu(), lines.per_point.get(_SHARE)
     # At the line's own vertices, where the other is between two of its points.
-    place = _shares(points, owner, lines.offsets.cpu()) * (n - 1)
+    place = (_shares(points, owner, lines.offsets.cpu()) if shares is None else shares) * (n - 1)
     lower = place.floor().long().clamp(0, n - 2)
     at = torch.lerp(other[owner, lower], other[owner, lower + 1], (place - lower)[:, None])
     return most.scatter_reduce(0, owner, (points - at).norm(dim=-1), "amax")
@@ -207,7 +217,9 @@ class ErrorSpread:
     def add_each(self, lines: Streamlines, other: Float[Tensor, "s n 3"]) -> None:
         """The distances of lines to others at `N_POINTS` places."""
         if len(lines):
-            self.add((resampled(lines, N_POINTS) - refined(other)).norm(dim=-1))
+            known = lines.per_streamline.get(_EVEN)
+            even = resampled(lines, N_POINTS) if known is None else known
+            self.add((even - (other if other.shape[1] == N_POINTS else refined(other))).norm(dim=-1))
 
     def facts(self) -> dict[str, float | None]:
         """Millimetres, rounded; null where there was nothing."""
