@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tractode.bids import citations
-from tractode.generative import GENERATORS
+from tractode.generative import CODECS, GENERATORS
 from tractode.models import MODELS
 from tractode.tracking import TRACKERS
 
@@ -21,7 +21,7 @@ FACTS = {
 }
 
 
-@pytest.mark.parametrize("registry", [MODELS, TRACKERS, GENERATORS])
+@pytest.mark.parametrize("registry", [MODELS, TRACKERS, GENERATORS, CODECS])
 def test_every_method_cites_a_work_that_is_known(registry) -> None:
     for name in registry:
         assert citations.reference(registry[name].citation)["doi"].startswith("10.")
