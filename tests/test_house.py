@@ -61,11 +61,12 @@ def test_every_file_says_in_its_first_line_what_it_is() -> None:
 
 
 def test_every_registered_method_has_a_page_of_theory() -> None:
+    from tractode.generative import CODECS
     from tractode.models import MODELS
     from tractode.registration import METRICS
     from tractode.tracking import TRACKERS
 
     pages = {path.stem for path in (ROOT / "docs" / "theory").glob("*.md")}
-    modules = [registry[name].__module__ for registry in (MODELS, TRACKERS, METRICS) for name in registry]
+    modules = [registry[name].__module__ for registry in (MODELS, TRACKERS, METRICS, CODECS) for name in registry]
     # The mean of squares needs no theory.
     assert {module.rpartition(".")[2] for module in modules} - {"mse"} <= pages

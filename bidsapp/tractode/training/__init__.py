@@ -9,5 +9,6 @@ TRAINERS = Registry(
         "gentract": "tractode.training.gentract:LocalProblem",
         "autoencoders": "tractode.training.coefficient_vae:VaeProblem",
         "published": "tractode.training.gentract_paper:PaperProblem",
+        "published_codecs": "tractode.training.codec_paper:GroupProblem",
     },
 )
