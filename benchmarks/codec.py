@@ -6,7 +6,7 @@ Prints one JSON object. ``--models`` holds folders <model>-faithful and <model>-
 model are kept in the work folder, so a run that is stopped goes on where it was, and parts that are not asked for are gathered
 from what is there. ``naming`` is what `codec_naming.py` saved beside the output.
 
-``models``        name (``_corrected``: of that recipe; ours is ``tractode``) → BUAN at four thresholds (mean over groups, deviation, the
+``models``        name (recipe corrected; ``_faithful`` as published; ours is ``tractode``) → BUAN at four thresholds (mean over groups, deviation, the
                   least bundle's mean), point error, turning angle beside the original's, bits, perplexity, bytes, speed, training
 ``bundles``       bundle → model → BUAN at 0.05, mean and deviation over persons; ``paper_table``: the paper's twelve
 ``rates``         method → bits and error at several rates; ``equal_bits``: ours against each other codec at its own rate or less
@@ -128,7 +128,7 @@ class Benchmark:
         trained = [path.parent for path in sorted(self.arguments.models.glob(f"*/{SUMS}"))]
         every = [published(path) for path in trained]
         for name in ORDER[1:]:
-            found += [one for one in every if one.name.partition("_corrected")[0].rstrip("0123456789") == name]
+            found += [one for one in every if one.name.partition("_faithful")[0].rstrip("0123456789") == name]
         found.append(klt(self.learned, KLT_MAIN))
         return {one.name: one for one in found}
 

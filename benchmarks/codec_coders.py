@@ -98,7 +98,7 @@ def published(folder: Path) -> Coder:
     tensors, settings = read_weights(folder)
     name, _, recipe = folder.name.rpartition("-")
     codec = CODECS[settings["codec"]].from_weights(tensors, settings)
-    told = name if recipe == "faithful" else f"{name}_{recipe}"
+    told = name if recipe == "corrected" else f"{name}_{recipe}"
     return Coder(told, codec, _bytes(folder), settings["training"])
 
 

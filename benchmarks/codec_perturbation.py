@@ -60,14 +60,14 @@ def drawn(results: Record, names: Sequence[str], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
     colours = plt.get_cmap("tab10")
-    families = list(dict.fromkeys(name.partition("_corrected")[0] for name in names))
+    families = list(dict.fromkeys(name.partition("_faithful")[0] for name in names))
     for name in names:
-        colour = "black" if name == "tractode" else colours(families.index(name.partition("_corrected")[0]) % 10)
-        style = "-" if name.endswith("_corrected") or name in ("tractode", "klt") else "--"
+        colour = "black" if name == "tractode" else colours(families.index(name.partition("_faithful")[0]) % 10)
+        style = "--" if name.endswith("_faithful") else "-"
         for axis, place in zip(axes, ("before", "after"), strict=True):
             axis.plot(
                 results[name]["noise"], results[name][place]["error_mm"], style, color=colour, marker="o", markersize=3,
-                linewidth=2.2 if name == "tractode" else 1.3, label=name.replace("_corrected", " (corrected)"),
+                linewidth=2.2 if name == "tractode" else 1.3, label=name.replace("_faithful", " (as published)"),
             )  # fmt: skip
             axis.set_title(f"noise {place} the bottleneck")
             axis.set_xlabel("noise, share of each number's standard deviation")
