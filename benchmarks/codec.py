@@ -270,7 +270,7 @@ def equal_bits(rates: dict[str, list[Record]]) -> Record:
     own = rates.get("tractode", [])
     found: Record = {}
     for name, rows in rates.items():
-        if name == "tractode":
+        if name.startswith("tractode"):
             continue
         # Plain transform coding is judged by what an ideal entropy coder would need of it as well.
         ideal = [{**row, "bits_per_streamline": row["ideal_bits_per_streamline"]} for row in rows if name == "klt"]

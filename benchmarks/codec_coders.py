@@ -18,6 +18,7 @@ from tractode.fields import Streamlines
 from tractode.generative import CODECS
 from tractode.generative.bundle_groups import N_LINES, grouped
 from tractode.generative.codec import BundleCodec
+from tractode.generative.knots import points_of
 from tractode.generative.line_code import lines31
 from tractode.generative.resnet_codec import GroupCodec
 from tractode.generative.vq_diff import VqDiff
@@ -64,7 +65,7 @@ class Coder:
                 squeeze = self.codec.network.bottleneck
                 tiles = [self.codec.groups(squeeze.widen(tile)) for tile in after.split(16)]
                 return torch.cat(tiles).flatten(0, 1)
-            return at_64_points(self.codec.lines(after))
+            return points_of(self.codec.lines(after), 64).float()
 
     @torch.no_grad()
     def used(self, codes: Codes, streamlines: Streamlines) -> dict[str, float | None]:
@@ -83,14 +84,6 @@ class Coder:
         places = values.reshape(len(values), -1, 256).movedim(1, 0).flatten(1)
         found, bits = perplexity(places.T)
         return {"perplexity": found, "entropy_bits_per_streamline": bits * 256 / N_LINES}
-
-
-def at_64_points(lines: Float[Tensor, "s 31 3"]) -> Float[Tensor, "s 64 3"]:
-    from codec_test_set import as_streamlines
-
-    from tractode.fields.line_shape import resampled
-
-    return resampled(as_streamlines(lines[None]), 64).float()
 
 
 def published(folder: Path) -> Coder:
@@ -120,8 +113,7 @@ def variants(coder: Coder) -> list[Coder]:
     codec = coder.codec
     makers: list[Callable[[], Any]] = []
     if isinstance(codec, BundleCodec):
-        stages = [n for n in (2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 24) if n <= codec.most_stages]
-        makers = [lambda n=n: codec.with_stages(n) for n in stages]  # type: ignore[misc]
+        makers = [lambda n=n: codec.with_stages(n) for n in range(2, codec.most_stages + 1)]  # type: ignore[misc]
     elif coder.name.startswith("ae") and codec.is_discrete:
         makers = [lambda n=n: codec.with_bits(n) for n in (3, 4, 5, 6, 8)]  # type: ignore[misc]
     elif isinstance(codec, VqDiff) and not codec.is_discrete:

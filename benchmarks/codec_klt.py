@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tractode.contracts import Codes
 from tractode.fields import Streamlines
-from tractode.fields.line_shape import resampled
+from tractode.generative.knots import points_of
 from tractode.generative.line_code import lines31
 from tractode.generative.space import SPACE
 
@@ -66,7 +66,7 @@ class Klt:
 
     def decode(self, codes: Codes, n_points: int = 64) -> Streamlines:
         lines = self.lines(self.dequantise(codes.values + self.least))
-        points = resampled(as_streamlines(lines[None]), n_points).float()
+        points = points_of(lines, n_points).float()  # the spline that ours is decoded by
         return Streamlines(points.reshape(-1, 3), torch.arange(len(lines) + 1) * n_points, SPACE)
 
     def ideal_bits(self, codes: Int[Tensor, "s 93"]) -> float:
