@@ -108,7 +108,11 @@ def _method(name: str, weights: Path | None) -> tuple[str, tuple[str, Method]]:
 
 
 def _told(arguments: argparse.Namespace) -> list[str]:
-    return [f"--subjects {arguments.subjects}", f"--threads {arguments.threads}"]
+    return [
+        f"--subjects {arguments.subjects}",
+        f"--threads {arguments.threads}",
+        f"--speed-lines {arguments.speed_lines}",
+    ]
 
 
 def on_synthetic(tasks: list[Task], found: list[Named]) -> Record:

@@ -20,7 +20,7 @@ COPY_MM = 1.0
 
 
 @torch.no_grad()
-def synthesis(codec: BundleCodec, n: int = 100, fewest: int = 3) -> dict[str, Any]:
+def synthesis(codec: BundleCodec, n: int = 50, fewest: int = 3) -> dict[str, Any]:
     """Means over the bundles that have at least ``fewest`` held-out lines, and the share of right names of each."""
     if codec.prior is None or codec.namer is None:
         raise ValueError("These weights draw or name nothing.")
