@@ -188,7 +188,12 @@ def _first_author(work: Mapping[str, Any]) -> str:
 
 def _plain(work: Mapping[str, Any]) -> str:
     authors = work["author"].replace(" and others", ", et al.").replace(" and ", "; ")
-    return f"{authors} ({work['year']}). {work['title']}. *{work['journal']}*. <https://doi.org/{work['doi']}>"
+    return f"{authors} ({work['year']}). {work['title']}. *{work['journal']}*. <{_address(work)}>"
+
+
+def _address(work: Mapping[str, Any]) -> str:
+    """A work's DOI as a link; of one without, where its authors keep it."""
+    return f"https://doi.org/{work['doi']}" if "doi" in work else str(work["url"])
 
 
 def _bib_entry(key: str, work: Mapping[str, Any]) -> str:
@@ -196,7 +201,7 @@ def _bib_entry(key: str, work: Mapping[str, Any]) -> str:
     fields = {name: work[name] for name in ("author", "title")} | {
         place: work["journal"],
         "year": work["year"],
-        "doi": work["doi"],
+        **{name: work[name] for name in ("doi", "url") if name in work},
     }
     body = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items())
     return f"@{work['type']}{{{key},\n{body}}}\n"

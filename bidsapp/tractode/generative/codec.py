@@ -1,7 +1,7 @@
 """The bundle codec: every streamline of a template as a few codewords, whatever its direction and its company.
 
 Started from A. Lizarraga et al., "Differentiable VQ-VAE's for robust white matter streamline encodings" (VQ-Diff), 2023,
-doi:10.48550/arXiv.2311.06212. Departures: codes are discrete (the published latent is a mean of all codewords with
+github.com/drewrl3v/diff-vq-vae. Departures: codes are discrete (the published latent is a mean of all codewords with
 random weights); a line is coded by itself, so neither the order of lines nor their number matters; its direction is ruled by
 its ends; the rate is set by how many stages of a residual quantiser are used; errors are in mm of the template.
 """

@@ -27,7 +27,7 @@ def codec_card(training: Mapping[str, Any], metrics: Mapping[str, Any] | None = 
 
 A streamline of the space MNI152NLin2009aSym as 16 codewords of 10 bits ({training["bits_per_streamline"]:g} bits; up to 24 for smaller errors), a classifier that names it by
 its codes, and the distribution that new lines of a bundle are drawn from; {training["n_parameters"]:,} numbers (theory: `docs/theory/codec.md`,
-`docs/theory/naming.md`; published idea: Lizarraga et al. 2023, doi:10.48550/arXiv.2311.06212).
+`docs/theory/naming.md`; published idea: Lizarraga et al. 2023, github.com/drewrl3v/diff-vq-vae).
 
 **Use.** `tractode … --encode-bundles`, `tractode-codec`, or `BundleCodec.from_weights(*read_weights(folder))`. For research on tractograms of whole adult brains that were
 registered to the template; not for anything about a person's health, and not for surgery.
