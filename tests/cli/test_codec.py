@@ -121,7 +121,7 @@ def test_what_cannot_be_done_is_said(call, lines: Streamlines, tmp_path: Path) -
     write_tractogram(tmp_path / "a.trx", lines, training_grid())
     code, text = call("name", tmp_path / "a.trx", tmp_path / "o.tck")
     assert (code, "E-CODEC-FORMAT" in text) == (64, True)
-    code, text = call("synthesise", tmp_path / "o.trx", "--bundle", "rigt")
+    code, text = call("synthesise", tmp_path / "o.trx", "--bundle", "rihgt")
     assert (code, "did you mean right" in text) == (64, True)
     code, text = call("decode", tmp_path / "a.trx", tmp_path / "o.trx")
     assert (code, "E-CODEC-FILE" in text) == (65, True)
