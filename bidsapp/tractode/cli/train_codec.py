@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tractode.cli.small_command import positive
 from tractode.cli.train_progress import shown
-from tractode.errors import MissingInputError, UsageError
+from tractode.cli.train_run import begin, command_of, descent_of, minutes, need_atlas
+from tractode.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def add_parser(kinds: Any) -> None:
     )
     add("--out", metavar="FOLDER", type=Path, required=True, help="weights, card and checkpoint are written here")
     add("--steps", metavar="N", type=positive, help="steps of the descent (default: the recipe's)")
-    add("--minutes", metavar="M", type=_minutes, default=0.0, help="time the descent may take, all its parts together")
+    add("--minutes", metavar="M", type=minutes, default=0.0, help="time the descent may take, all its parts together")
     add("--batch", metavar="N", type=positive, help="groups of 64 streamlines a step (default: the recipe's)")
     add("--persons", metavar="N", type=positive, help="persons varied from the atlas (default: the recipe's)")
     add("--channels", metavar="N", type=positive, help="ae, vae (corrected): numbers stored at each of 256 places")
@@ -75,33 +75,11 @@ def add_parser(kinds: Any) -> None:
     one.set_defaults(run=run)
 
 
-def _minutes(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is no number of minutes")
-    return value
-
-
 def run(options: argparse.Namespace) -> None:
-    if not options.atlas.is_dir():
-        raise MissingInputError(
-            "There is no such folder",
-            id="E-TRAIN-ATLAS",
-            path=options.atlas,
-            needed="tractograms in MNI space, one a bundle",
-        )
-    from tractode.cli import environment
-
-    environment.prepare()
-    environment.set_threads(options.nthreads)
-    import torch
-
-    torch.set_num_threads(options.nthreads)
-    device, note = environment.resolve_device(options.device)
-    if note:
-        print(note)
+    need_atlas(options.atlas)
+    device = begin(options.device, options.nthreads)
     with shown() as tell:
-        _train(options, torch.device(device), tell)
+        _train(options, device, tell)
 
 
 def _train(options: argparse.Namespace, device: torch.device, tell: Callable[[str], Progress]) -> None:
@@ -160,26 +138,18 @@ def _facts(
     from tractode.generative import CODECS
     from tractode.training.cards import is_hcp1065
     from tractode.training.codec_recipes import CHECKPOINT
-    from tractode.training.loop import losses_of, seconds_of
 
     checkpoint = options.out / CHECKPOINT
-    found = losses_of(checkpoint)
-    parts = found.tensor_split(min(10, len(found)))
-    ends = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
     return {
-        "command": shlex.join(
-            ["tractode-train", *(Path(word).name if "/" in word else word for word in options.words)]
-        ),
+        "command": command_of(options.words),
         "atlas": options.atlas.resolve().name,
         "is_hcp1065": is_hcp1065(told.library.names),
         "n_parameters": sum(tensor.numel() for tensor in tensors.values()),
         "bits_per_streamline": CODECS[options.model].from_weights(tensors, settings).bits_per_streamline,
-        "steps": len(found),
-        "minutes": round(seconds_of(checkpoint) / 60, 1),
         "seed": options.seed,
         "device": f"{options.nthreads} processor thread{'s' if options.nthreads > 1 else ''}"
         if told.device.type == "cpu"
         else torch.cuda.get_device_name(told.device),
         "torch": torch.__version__,
-        "curve": [[end, round(float(part.mean()), 6)] for end, part in zip(ends, parts, strict=True)],
+        **descent_of(checkpoint, 6),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tractode.cli.small_command import positive
 from tractode.cli.train_progress import shown, silent
+from tractode.cli.train_run import begin, command_of, descent_of, minutes, need_atlas
 from tractode.errors import MissingInputError, UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def add_parser(kinds: Any) -> None:
         help="simulated participants; 0 for real ones only (default: the recipe's)",
     )
     add("--steps", metavar="N", type=positive, help="steps of the descent (default: the recipe's)")
-    add("--minutes", metavar="M", type=_minutes, default=0.0, help="time the descent may take, all its parts together")
+    add("--minutes", metavar="M", type=minutes, default=0.0, help="time the descent may take, all its parts together")
     add(
         "--cache", metavar="FOLDER", type=Path,
         help="simulated participants are kept here, for other runs too (default: the folder subjects in --out)",
@@ -86,13 +86,6 @@ def _count(text: str) -> int:
     return value
 
 
-def _minutes(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is no number of minutes")
-    return value
-
-
 @dataclass(frozen=True, eq=False)
 class Job:
     """What every process needs to know; it is sent to them."""
@@ -107,13 +100,7 @@ class Job:
 
 
 def run(options: argparse.Namespace) -> None:
-    if not options.atlas.is_dir():
-        raise MissingInputError(
-            "There is no such folder",
-            id="E-TRAIN-ATLAS",
-            path=options.atlas,
-            needed="tractograms in MNI space, one a bundle",
-        )
+    need_atlas(options.atlas)
     for folder in options.derivatives:
         if not folder.is_dir():
             raise MissingInputError(
@@ -123,18 +110,9 @@ def run(options: argparse.Namespace) -> None:
         raise UsageError(
             "There is nobody to learn from", id="E-TRAIN-NOBODY", needed="--subjects above 0, or --derivatives"
         )
-    from tractode.cli import environment
-
-    environment.prepare()
-    environment.set_threads(options.nthreads)
-    import torch
-
-    torch.set_num_threads(options.nthreads)
-    device, note = environment.resolve_device(options.device)
-    if note:
-        print(note)
+    device = begin(options.device, options.nthreads)
     with shown() as tell:
-        _prepare_and_train(options, torch.device(device), tell)
+        _prepare_and_train(options, device, tell)
 
 
 def _prepare_and_train(options: argparse.Namespace, device: torch.device, tell: Callable[[str], Progress]) -> None:
@@ -234,18 +212,14 @@ def _facts(job: Job, device: torch.device, losses: dict[str, float]) -> dict[str
 
     from tractode.training.cards import is_hcp1065
     from tractode.training.gentract_recipes import CHECKPOINT, facts_of
-    from tractode.training.loop import losses_of, seconds_of
 
     options, checkpoint = job.options, job.options.out / CHECKPOINT
-    found = losses_of(checkpoint)
-    parts = found.tensor_split(min(10, len(found)))
-    ends = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
     scans = [scan.name for scan in job.learned.scans] if job.learned else []
     used = [job.counts[name] for name in scans]
     return {
         "recipe": options.recipe,
         **facts_of(job.recipe),
-        "command": shlex.join(["tractode-train", *(_bare(word) for word in options.words)]),
+        "command": command_of(options.words),
         "atlas": options.atlas.resolve().name,
         "is_hcp1065": is_hcp1065(job.library.names),
         "n_bundles": len(job.library.names),
@@ -256,19 +230,12 @@ def _facts(job: Job, device: torch.device, losses: dict[str, float]) -> dict[str
         "n_paired": sum(paired for paired, _ in used),
         "n_read": sum(read for _, read in used),
         "reach_mm": job.learned.settings.reach_mm if job.learned else 0.0,
-        "steps": len(found),
-        "minutes": round(seconds_of(checkpoint) / 60, 1),
         "seed": options.seed,
         "device": _name(device, options.devices),
         "torch": torch.__version__,
         "losses": {name: round(value, 5) for name, value in losses.items()},
-        "curve": [[end, round(float(part.mean()), 5)] for end, part in zip(ends, parts, strict=True)],
+        **descent_of(checkpoint, 5),
     }
-
-
-def _bare(word: str) -> str:
-    """A path's last name: where it lies on one machine is nobody else's business."""
-    return Path(word).name if "/" in word else word
 
 
 def _name(device: torch.device, n: int) -> str:

@@ -19,8 +19,8 @@ from tractode.errors import InputDataError
 from tractode.evaluate.bundle_summary import BundleSummary
 from tractode.fields.transform import Chain
 from tractode.interfaces.codec_plan import BATCH, OTHER, BundleCoding, CodecPlan
-from tractode.interfaces.normalisation import Link, failures
-from tractode.interfaces.step import Step, StepInputSpec, save_reportlets
+from tractode.interfaces.links import Link, LinkedInputSpec, LinkedStep, failures
+from tractode.interfaces.step import save_reportlets
 from tractode.io import compressed_tractogram
 from tractode.io.bundle_table import columns_of, table_of
 from tractode.io.nifti import read_image
@@ -32,43 +32,21 @@ DRAWN = 300
 """Lines of each bundle held for the pictures."""
 
 
-class EncodeBundlesInputSpec(StepInputSpec):
-    run = traits.Any(mandatory=True, desc="a DwiRun")
+class EncodeBundlesInputSpec(LinkedInputSpec):
     prepared = traits.Dict(mandatory=True, desc="outputs of PrepareDwi")
     track = traits.Str(mandatory=True, desc="the tractogram's label")
     tractogram = traits.Dict(mandatory=True, desc="outputs of Track or Generate")
     plan = traits.Any(mandatory=True, desc="a CodecPlan")
     template = traits.Any(mandatory=True, desc="the Template whose space the codec knows")
-    template_link = traits.Dict(desc="outputs of the registration to the template")
-    template_facts = traits.Dict()
-    anat_link = traits.Dict(desc="outputs of the registration to anatomy, where there is one")
-    anat_facts = traits.Dict()
-    anat_space = traits.Str("", usedefault=True)
-    anat_modality = traits.Str("", usedefault=True)
 
 
-class EncodeBundles(Step):
+class EncodeBundles(LinkedStep):
     """Roles: ``bundles-tractogram`` (TRX), ``bundles`` (the table), ``compressed``, and a ``…-sidecar`` for each.
 
     Raises `InputDataError` where a registration did not pass its gate.
     """
 
     input_spec: ClassVar[type] = EncodeBundlesInputSpec
-
-    @property
-    def _space(self) -> str:
-        return f"{self.inputs.run.name}_dwi"
-
-    def _links(self) -> list[Link]:
-        """Template → … → dwi, in the order points travel."""
-        inputs = self.inputs
-        name = inputs.template.name
-        links = [Link(inputs.template_link, inputs.template_facts, name, inputs.anat_space or self._space, name)]
-        if inputs.anat_space:
-            links.append(
-                Link(inputs.anat_link, inputs.anat_facts, inputs.anat_space, self._space, inputs.anat_modality)
-            )
-        return links
 
     def needs(self) -> list[Path]:
         inputs = self.inputs

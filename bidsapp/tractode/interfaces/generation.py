@@ -23,9 +23,9 @@ from tractode.fields.reorient import reoriented
 from tractode.fields.sh import n_coefficients, order_of
 from tractode.fields.transform import Chain, resample
 from tractode.interfaces.generation_plan import Tally
+from tractode.interfaces.links import Link, LinkedInputSpec, LinkedStep, failures
 from tractode.interfaces.methods import method_of
-from tractode.interfaces.normalisation import Link, failures
-from tractode.interfaces.step import Step, StepInputSpec, save_reportlets
+from tractode.interfaces.step import save_reportlets
 from tractode.interfaces.tracking_plan import TrackingPlan
 from tractode.io.nifti import read_image
 from tractode.io.tractogram_stream import read_groups, stream_to, stream_trx
@@ -40,8 +40,7 @@ SPREAD, SLOPPY_SPREAD = (6, 4), (2, 2)
 """Lines of each bundle, and repeats of each, from which the spread is estimated."""
 
 
-class GenerateInputSpec(StepInputSpec):
-    run = traits.Any(mandatory=True, desc="a DwiRun")
+class GenerateInputSpec(LinkedInputSpec):
     prepared = traits.Dict(mandatory=True, desc="outputs of PrepareDwi")
     orientations = traits.Dict(mandatory=True, desc="outputs of FitModel of an orientation model, or of its refinement")
     tensor = traits.Dict(desc="outputs of FitModel of the tensor, where it was fitted")
@@ -51,36 +50,15 @@ class GenerateInputSpec(StepInputSpec):
     generation = traits.Any(mandatory=True, desc="a GenerationPlan")
     formats = traits.List(traits.Str, ["trx"], usedefault=True)
     template = traits.Any(mandatory=True, desc="the Template whose space the model knows")
-    template_link = traits.Dict(desc="outputs of the registration to the template")
-    template_facts = traits.Dict()
-    anat_link = traits.Dict(desc="outputs of the registration to anatomy, where there is one")
-    anat_facts = traits.Dict()
-    anat_space = traits.Str("", usedefault=True)
-    anat_modality = traits.Str("", usedefault=True)
 
 
-class Generate(Step):
+class Generate(LinkedStep):
     """Roles: ``tractogram`` (TRX) and one more for each further format.
 
     Raises `InputDataError` where a registration did not pass its gate, or the model was not made for such a scan.
     """
 
     input_spec: ClassVar[type] = GenerateInputSpec
-
-    @property
-    def _space(self) -> str:
-        return f"{self.inputs.run.name}_dwi"
-
-    def _links(self) -> list[Link]:
-        """Template → … → dwi, in the order points travel."""
-        inputs = self.inputs
-        name = inputs.template.name
-        links = [Link(inputs.template_link, inputs.template_facts, name, inputs.anat_space or self._space, name)]
-        if inputs.anat_space:
-            links.append(
-                Link(inputs.anat_link, inputs.anat_facts, inputs.anat_space, self._space, inputs.anat_modality)
-            )
-        return links
 
     def needs(self) -> list[Path]:
         inputs, plan = self.inputs, self.inputs.plan

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,44 +23,14 @@ from tractode.fields import Image, ImageGrid, ShField, TensorField, Transform
 from tractode.fields.reorient import reoriented, reoriented_axes
 from tractode.fields.sh import order_of
 from tractode.fields.transform import Chain, resample
-from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
+from tractode.interfaces.links import LinkedInputSpec, LinkedStep
+from tractode.interfaces.step import save_reportlets, write_with_sidecar
 from tractode.io.nifti import read_image
 from tractode.io.tractogram_stream import read_groups, stream_to, stream_trx
-from tractode.io.transforms import read_itk
 from tractode.models import MODELS
 from tractode.ops.reorient_fod import Modulation
 from tractode.reports import figures_glyphs, figures_registration, figures_tractogram
 from tractode.reports.sample import StreamlineSample
-
-
-@dataclass(frozen=True)
-class Link:
-    """One stored registration: its outputs and facts, and the two spaces it joins (fixed → moving points)."""
-
-    outputs: dict[str, str]
-    facts: dict[str, Any]
-    fixed: str
-    moving: str
-    label: str
-
-    @property
-    def passed(self) -> bool:
-        return bool(self.facts.get("quality", {}).get("passed", False))
-
-    def forward(self) -> Transform:
-        return read_itk(Path(self.outputs[f"to-{self.label}"]), source=self.fixed, target=self.moving)
-
-    def backward(self) -> Transform:
-        return read_itk(Path(self.outputs[f"from-{self.label}"]), source=self.moving, target=self.fixed)
-
-
-def failures(links: Iterable[Link]) -> str:
-    """Which registrations did not pass their gate, and why; empty where all did."""
-    return "; ".join(
-        f"{link.label}: {link.facts.get('quality', {}).get('reason', 'no verdict')}"
-        for link in links
-        if not link.passed
-    )
 
 
 @dataclass(frozen=True)
@@ -75,15 +44,9 @@ class Target:
     orientations: ImageGrid
 
 
-class NormaliseDwiInputSpec(StepInputSpec):
-    run = traits.Any(mandatory=True, desc="a DwiRun")
-    template = traits.Any(desc="a Template; without one the target is the anatomical image")
-    template_link = traits.Dict(desc="outputs of the registration to the template")
-    template_facts = traits.Dict()
-    anat_link = traits.Dict(desc="outputs of the registration to anatomy, where there is one")
-    anat_facts = traits.Dict()
-    anat_space = traits.Str("", usedefault=True)
-    anat_modality = traits.Str("", usedefault=True)
+class NormaliseDwiInputSpec(LinkedInputSpec):
+    """Without a template the target is the anatomical image."""
+
     prepared_anat = traits.Dict(desc="outputs of PrepareAnat, where the target is the anatomical image")
     normalised_anat = traits.Dict(
         desc="outputs of NormaliseAnat: the brain mask, where the target is the anatomical image"
@@ -97,7 +60,7 @@ class NormaliseDwiInputSpec(StepInputSpec):
     modulation = traits.Str("none", usedefault=True, desc="of orientation distributions")
 
 
-class NormaliseDwi(Step):
+class NormaliseDwi(LinkedStep):
     """Roles: ``<model>-<param>`` maps and ``<track>-tractogram``. Writes nothing where a registration failed its gate."""
 
     input_spec: ClassVar[type] = NormaliseDwiInputSpec
@@ -105,18 +68,6 @@ class NormaliseDwi(Step):
     @property
     def _name(self) -> str:
         return self.inputs.template.name if isdefined(self.inputs.template) else self.inputs.anat_modality
-
-    def _links(self) -> list[Link]:
-        """Target → … → dwi, in the order points travel."""
-        inputs = self.inputs
-        dwi = f"{inputs.run.name}_dwi"
-        links = []
-        if inputs.anat_space:
-            links.append(Link(inputs.anat_link, inputs.anat_facts, inputs.anat_space, dwi, inputs.anat_modality))
-        if isdefined(inputs.template):
-            name, moving = inputs.template.name, inputs.anat_space or dwi
-            links.insert(0, Link(inputs.template_link, inputs.template_facts, name, moving, name))
-        return links
 
     def _maps(self) -> list[tuple[str, Path, MapSpec]]:
         """(model label, path, spec) of every map that can be carried: scalars, and what is turned on the way."""

@@ -13,8 +13,8 @@ from tractode.bids.templates import load_tissues, tissue_files
 from tractode.errors import InputDataError
 from tractode.fields import Image, ImageGrid, Transform
 from tractode.fields.transform import Chain, resample
-from tractode.interfaces.normalisation import Link, failures
-from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
+from tractode.interfaces.links import Link, LinkedInputSpec, LinkedStep, failures
+from tractode.interfaces.step import save_reportlets, write_with_sidecar
 from tractode.io.nifti import read_image
 from tractode.preprocess import five_tissue
 from tractode.reports import figures_tissues
@@ -22,22 +22,14 @@ from tractode.reports import figures_tissues
 TISSUE_SIZE_MM = 1.0
 
 
-class CarryRegionsInputSpec(StepInputSpec):
-    run = traits.Any(mandatory=True, desc="a DwiRun")
+class CarryRegionsInputSpec(LinkedInputSpec):
     prepared = traits.Dict(mandatory=True, desc="outputs of PrepareDwi")
     tissues = traits.Enum("none", "labels", "five_tissue", "template", usedefault=True, desc="what tissues come from")
     tissue_path = traits.Str("", usedefault=True, desc="TissueSource.path, for labels and five_tissue")
     regions = traits.Dict(desc="name → path of a mask in the template's space: include1, exclude1 …")
-    template = traits.Any(desc="a Template; needed for regions and for tissues of the template")
-    template_link = traits.Dict(desc="outputs of the registration to the template")
-    template_facts = traits.Dict()
-    anat_link = traits.Dict(desc="outputs of the registration to anatomy, where there is one")
-    anat_facts = traits.Dict()
-    anat_space = traits.Str("", usedefault=True)
-    anat_modality = traits.Str("", usedefault=True)
 
 
-class CarryRegions(Step):
+class CarryRegions(LinkedStep):
     """Roles: ``tissues`` (maps in the scan's space, 1 mm) and ``region-<name>`` (masks on the scan's grid).
 
     Raises `InputDataError` where a registration it rests on did not pass its gate, or a region misses the scan.
@@ -45,31 +37,15 @@ class CarryRegions(Step):
 
     input_spec: ClassVar[type] = CarryRegionsInputSpec
 
-    @property
-    def _space(self) -> str:
-        return f"{self.inputs.run.name}_dwi"
-
-    def _anat(self) -> list[Link]:
-        inputs = self.inputs
-        if not inputs.anat_space:
-            return []
-        return [Link(inputs.anat_link, inputs.anat_facts, inputs.anat_space, self._space, inputs.anat_modality)]
-
-    def _template(self) -> list[Link]:
-        """dwi → anatomy → template, the way images of the template are resampled onto the scan."""
-        inputs = self.inputs
-        moving = inputs.anat_space or self._space
-        name = inputs.template.name
-        return [*self._anat(), Link(inputs.template_link, inputs.template_facts, name, moving, name)]
-
-    def _links(self) -> list[Link]:
+    def _way(self) -> list[Link]:
+        """dwi → anatomy → template, the way images are resampled onto the scan; no farther than is needed."""
         needs_template = bool(self.inputs.regions) or self.inputs.tissues == "template"
-        return self._template() if needs_template else self._anat()
+        return self._links()[::-1] if needs_template else self._to_anat()
 
     def needs(self) -> list[Path]:
         inputs = self.inputs
         paths = [Path(inputs.prepared["dwiref"]), Path(inputs.prepared["mask"])]
-        paths += [Path(link.outputs[f"from-{link.label}"]) for link in self._links()]
+        paths += [Path(link.outputs[f"from-{link.label}"]) for link in self._way()]
         paths += [Path(path) for _, path in sorted((inputs.regions or {}).items())]
         if inputs.tissues == "template":
             return [*paths, *inputs.template.paths, *tissue_files(inputs.template).values()]
@@ -80,12 +56,12 @@ class CarryRegions(Step):
             "tissues": self.inputs.tissues,
             "regions": sorted(self.inputs.regions or {}),
             "template": self.inputs.template.name if self.inputs.template else "",
-            "links": [link.label for link in self._links()],
+            "links": [link.label for link in self._way()],
             "tissue_size": TISSUE_SIZE_MM,
         }
 
     def compute(self, writer: StepWriter) -> None:
-        check_links(self._links())
+        check_links(self._way())
         background, _ = read_image(Path(self.inputs.prepared["dwiref"]), self._space)
         mask, _ = read_image(Path(self.inputs.prepared["mask"]), self._space)
         figures = []
@@ -130,7 +106,7 @@ class CarryRegions(Step):
                 [path],
             )
             text = "FreeSurfer labels" if is_made else "a five-tissue image that was given"
-        links = self._template() if inputs.tissues == "template" else self._anat()
+        links = self._links()[::-1] if inputs.tissues == "template" else self._to_anat()
         maps = five_tissue.filled(onto(source, grid.resampled(TISSUE_SIZE_MM), links))
         content = sidecar.qc_sidecar(
             f"Fractions of five tissues in the space of the scan, from {text}", sources, inputs.job.bids_dir,
@@ -144,7 +120,7 @@ class CarryRegions(Step):
     def _region(self, writer: StepWriter, name: str, path: str, grid: ImageGrid) -> Image:
         inputs = self.inputs
         given, _ = read_image(Path(path), inputs.template.name)
-        soft = onto(Image(given.grid, (given.values[:1] != 0).float()), grid, self._template())
+        soft = onto(Image(given.grid, (given.values[:1] != 0).float()), grid, self._links()[::-1])
         region = Image(grid, soft.values > 0.5)
         count = int(region.mask.sum())
         if count == 0:
