@@ -6,7 +6,7 @@ The law tests in ``tests/contracts`` run over every registered class of each fam
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +15,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from tractode.fields import GradientTable, Image, ImageGrid, PeakField, ShField, Streamlines, TensorField
+from tractode.fields.needs import Needs
+from tractode.ops import sphere
 
 Orientations = ShField | TensorField | PeakField
 
@@ -34,15 +36,30 @@ class MapSpec:
     invariant: bool = True
 
 
+def table_of_shells(bvals: Iterable[float], n: int) -> GradientTable:
+    """A shell of ``n`` directions at each b-value (s/mm²), with a b=0 volume in front and one in the midst of each shell."""
+    directions = sphere.directions(n)
+    zero, half = directions.new_zeros(1, 3), n // 2
+    one = torch.cat([zero, directions[:half], zero, directions[half:]]).double()
+    shells = list(bvals)
+    bvecs = one.repeat(len(shells), 1)
+    is_b0 = bvecs.norm(dim=-1) == 0
+    values = torch.tensor(shells, dtype=torch.float64).repeat_interleave(len(one))
+    return GradientTable(torch.where(is_b0, 0.0, values), bvecs, is_b0)
+
+
 class SignalModel(ABC):
     """A model of the diffusion signal. What must be known first (a response) is a field of the model.
 
     Parameters travel as ``(v, p)`` tensors, signals as ``(v, n)``; every method follows the input's dtype and device.
+    ``recovers`` is the largest error of fit∘predict that is allowed, relative to the largest parameter of its kind.
     """
 
     maps: ClassVar[tuple[MapSpec, ...]]
     label: ClassVar[str]  # the BIDS ``model-`` label
     citation: ClassVar[str]  # a key of bids/spec/references.yaml
+    needs: ClassVar[Needs] = Needs()
+    recovers: ClassVar[float] = 1e-9
 
     @classmethod
     def for_data(cls, signal: Float[Tensor, "v n"], gtab: GradientTable) -> SignalModel:
@@ -70,9 +87,14 @@ class SignalModel(ABC):
         """Valid parameters for the law tests, float64."""
 
     @classmethod
-    @abstractmethod
     def why_not(cls, gtab: GradientTable) -> str | None:
         """Why this table cannot support the model, in words for a user; ``None`` if it can."""
+        return cls.needs.unmet(gtab, cls.__name__)
+
+    @classmethod
+    def example_table(cls, n: int = 60) -> GradientTable:
+        """A table that suits the model, of ``n`` directions a shell, for the law tests: two b=0 and b=3000 s/mm²."""
+        return table_of_shells((3000.0,), n)
 
 
 class OrientationModel(SignalModel):

@@ -38,6 +38,7 @@ class CSD(OrientationModel):
 
     label: ClassVar[str] = "csd"
     citation: ClassVar[str] = "Tournier2007"
+    recovers: ClassVar[float] = 1e-2  # a weak penalty on the norm
     maps: ClassVar[tuple[MapSpec, ...]] = (
         MapSpec("fod", "Fibre orientation distribution", "arbitrary", components="sh", invariant=False),
         MapSpec("afd", "Total apparent fibre density: the integral of the FOD over the sphere", "arbitrary"),

@@ -1,0 +1,97 @@
+"""What a diffusion model needs of a gradient table, as data: one table for ``--dry-run``, the run and the documentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tractode.fields.gradients import GradientTable
+from tractode.fields.scheme import Scheme, scheme_of
+
+SHELLED: tuple[Scheme, ...] = ("single-shell", "multi-shell")
+ANY: tuple[Scheme, ...] = ("single-shell", "multi-shell", "grid", "scattered")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The least that a model can be fitted to.
+
+    Attributes
+    ----------
+    shells
+        Number of distinct b-values above 0, of those that count (see ``directions``, ``least_b`` and ``largest_b``).
+    directions
+        Number of volumes that each of them must have, and that span the sphere.
+    volumes
+        Number of weighted volumes in all.
+    n_b0
+        Number of b=0 volumes.
+    least_b, largest_b
+        Range of b-values (s/mm²) at which the model's assumptions hold; shells outside it do not count.
+    reach
+        The largest b-value (s/mm²) must be at least this.
+    schemes
+        Kinds of sampling that the model can use.
+    """
+
+    shells: int = 1
+    directions: int = 6
+    volumes: int = 6
+    n_b0: int = 1
+    least_b: float = 0.0
+    largest_b: float = float("inf")
+    reach: float = 0.0
+    schemes: tuple[Scheme, ...] = ANY
+
+    def usable_shells(self, gtab: GradientTable) -> list[tuple[float, Int[Tensor, " m"]]]:
+        """Those shells of the table that count, as ``(mean b, volume indices)``."""
+        return [
+            (b, index)
+            for b, index in gtab.shells()
+            if self.least_b <= b <= self.largest_b and _spanning(gtab, index) >= self.directions
+        ]
+
+    def unmet(self, gtab: GradientTable, name: str) -> str | None:
+        """Why the table does not do for the model ``name``, in words for a user; ``None`` if it does."""
+        found = ", ".join(f"b={b:.0f}: {len(index)}" for b, index in gtab.shells()) or "no weighted volume"
+        n_b0, n_weighted = int(gtab.is_b0.sum()), int((~gtab.is_b0).sum())
+        table = f"this table has {n_b0} b=0 and {found}"
+        if n_b0 < self.n_b0:
+            return f"{name} needs {_counted(self.n_b0, 'b=0 volume')}; {table}"
+        if n_weighted < self.volumes:
+            return f"{name} needs {_counted(self.volumes, 'weighted volume')}; {table}"
+        if n_weighted and (scheme := scheme_of(gtab)) not in self.schemes:
+            return f"{name} needs a {' or '.join(self.schemes)} scheme; this table is a {scheme} scheme"
+        if n_weighted and float(gtab.bvals.max()) < self.reach:
+            return f"{name} needs b-values up to at least {self.reach:.0f} s/mm²; {table}"
+        if len(self.usable_shells(gtab)) < self.shells and set(self.schemes) <= set(SHELLED):
+            return f"{name} needs {self._shells_wanted()}; {table}"
+        return None
+
+    def _shells_wanted(self) -> str:
+        between = (
+            f" between b={self.least_b:.0f} and {self.largest_b:.0f}"
+            if self.largest_b < float("inf")
+            else f" at b={self.least_b:.0f} or more"
+            if self.least_b
+            else ""
+        )
+        return (
+            f"{_counted(self.shells, 'shell')}{between} of at least {self.directions} directions that span the sphere"
+        )
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _spanning(gtab: GradientTable, index: Int[Tensor, " m"]) -> int:
+    """Number of volumes of a shell; 0 where they all lie in one plane or repeat each other."""
+    directions = gtab.bvecs[index].to(torch.float64)
+    if not len(index):
+        return 0
+    values = torch.linalg.eigvalsh(directions.mT @ directions / len(index))
+    return len(index) if float(values[0]) > 1e-2 else 0
