@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tractode.evaluate.agreement import compare_lines
 from tractode.fields import Image, ImageGrid, ShField, Streamlines
+from tractode.ops import compile as compilation
 from tractode.ops import sh_polynomial as poly
 from tractode.ops import spherical_harmonics as sh
-from tractode.tracking.kernels import compile as compilation
 from tractode.tracking.kernels.polynomial import amplitude, contract, spread, workspace
 from tractode.tracking.kernels.table import contains, field_arrays, interpolate, mask_arrays
 from tractode.tracking.sampling import ComponentTable, to_voxel

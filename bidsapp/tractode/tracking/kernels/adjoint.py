@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tractode.tracking.kernels.compile import inner, kernel
+from tractode.ops.compile import inner, kernel
 from tractode.tracking.kernels.polynomial import contract, spread, workspace
 from tractode.tracking.kernels.sdstream import ascend
 from tractode.tracking.kernels.table import field_arrays, interpolate, lower_corner, to_voxel

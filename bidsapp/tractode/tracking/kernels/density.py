@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from tractode.tracking.kernels.compile import inner
+from tractode.ops.compile import inner
 from tractode.tracking.kernels.random import ONE
 from tractode.tracking.kernels.table import ROW, lower_corner, to_voxel
 

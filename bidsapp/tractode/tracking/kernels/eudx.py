@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from tractode.ops.compile import inner, kernel
 from tractode.tracking.eudx import VoteMarch
-from tractode.tracking.kernels.compile import inner, kernel
 from tractode.tracking.kernels.run import Loop, as_arrays, no_lines, set_row, with_line
 from tractode.tracking.kernels.table import affine_array, contains, lower_corner, mask_arrays, to_voxel
 from tractode.tracking.sampling import ComponentTable

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from tractode.ops.compile import inner, kernel
 from tractode.tracking.cones import SMALLEST_TURN
 from tractode.tracking.ifod2 import ArcStepper
-from tractode.tracking.kernels.compile import inner, kernel
 from tractode.tracking.kernels.density import density, density_work
 from tractode.tracking.kernels.random import draw, stream
 from tractode.tracking.kernels.run import Loop, as_arrays, no_lines, set_row, with_line

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tractode.tracking.kernels.compile import inner
+from tractode.ops.compile import inner
 from tractode.tracking.kernels.table import ROW
 
 

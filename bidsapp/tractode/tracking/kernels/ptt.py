@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tractode.tracking.kernels.compile import inner, kernel
+from tractode.ops.compile import inner, kernel
 from tractode.tracking.kernels.polynomial import amplitude, spread, workspace
 from tractode.tracking.kernels.random import draw, stream
 from tractode.tracking.kernels.run import Loop, as_arrays, no_lines, set_row, with_line

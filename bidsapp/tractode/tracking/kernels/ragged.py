@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tractode.tracking.kernels.compile import kernel
+from tractode.ops.compile import kernel
 
 
 @kernel

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from tractode.ops import counter_random as vector
-from tractode.tracking.kernels.compile import inner, kernel
+from tractode.ops.compile import inner, kernel
 
 INCREMENT = np.uint64(vector.INCREMENT)
 FIRST_FACTOR = np.uint64(vector.FIRST_FACTOR)

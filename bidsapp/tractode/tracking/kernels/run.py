@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tractode.tracking.kernels.compile import inner
+from tractode.ops.compile import inner
 from tractode.tracking.march import Engine, Paths
 
 CHUNK = 256  # seeds: large enough to hide the call, small enough to balance the threads

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tractode.tracking.kernels.compile import inner, kernel
+from tractode.ops.compile import inner, kernel
 from tractode.tracking.kernels.polynomial import contract, spread, workspace
 from tractode.tracking.kernels.run import Loop, as_arrays, no_lines, set_row, with_line
 from tractode.tracking.kernels.table import contains, field_arrays, interpolate, mask_arrays

@@ -6,7 +6,7 @@ from math import floor, sqrt
 
 import numpy as np
 
-from tractode.tracking.kernels.compile import inner, kernel
+from tractode.ops.compile import inner, kernel
 
 
 @inner

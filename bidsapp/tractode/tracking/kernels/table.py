@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch.nn import functional
 
 from tractode.ops import sh_polynomial
-from tractode.tracking.kernels.compile import inner
+from tractode.ops.compile import inner
 from tractode.tracking.sampling import ComponentTable
 from tractode.tracking.stopping import MaskLookup
 

@@ -1,8 +1,9 @@
-"""How the loops of this package are compiled: numba, without the interpreter's lock, kept on disk where that can be.
+"""How loops are compiled: numba, without the interpreter's lock, kept on disk where that can be.
 
 Kept code is found again by a digest of the file of a kernel and of those that it imports, because numba
 itself looks only at the file of the function that is called and would miss a change in one that it calls. So: whatever
-a kernel calls stands in this package, and is imported by its full name.
+a kernel calls stands in its own package or in `tractode.ops`, and is imported by its full name. This module takes part of
+a second to import (numba), so those that hold kernels are imported only where they run.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _digest(module: str) -> str:
         file = resources.files("tractode").joinpath(*name.split(".")[1:-1], f"{name.rpartition('.')[2]}.py")
         if name not in sources and name.startswith("tractode.") and file.is_file():
             sources[name] = file.read_bytes()
-            if name.startswith(f"{__package__}."):
+            if name.startswith((f"{module.rpartition('.')[0]}.", f"{__package__}.")):
                 found = re.findall(rb"^from (tractode\.[\w.]+) import", sources[name], re.MULTILINE)
                 waiting += [other.decode() for other in found]
     digest = hashlib.sha256()
