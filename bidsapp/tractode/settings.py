@@ -59,6 +59,12 @@ class Settings:
         Isotropic voxel size in mm of the maps in these spaces; ``None`` keeps a template's own, and the scan's in anatomy.
     fod_modulation
         What a change of volume does to orientation distributions in these spaces; see `tractode.ops.reorient_fod`.
+    input_type
+        Raw scans, or which folders of preprocessed ones; ``auto`` looks.
+    denoise, unring, motion, outliers, bias
+        Steps of preprocessing: ``auto`` where the scan supports it, ``on`` (``mppca``) or the run fails, ``none``.
+    combine_runs
+        Whether the dwi runs of a session that have one grid become one series.
     b0_threshold
         b-value in s/mm² at or below which a volume is a b=0; ``None`` finds them by clustering.
     device
@@ -124,6 +130,13 @@ class Settings:
     sdc: Literal["auto", "reversed", "fieldmap", "anatomy", "none"] = "auto"
     ignore: tuple[str, ...] = ()
     require_sdc: bool = False
+    input_type: Literal["auto", "bids", "qsiprep", "hcpya", "ukb"] = "auto"
+    denoise: Literal["auto", "mppca", "none"] = "auto"
+    unring: Literal["auto", "on", "none"] = "auto"
+    motion: Literal["auto", "on", "none"] = "auto"
+    outliers: Literal["on", "none"] = "on"
+    bias: Literal["on", "none"] = "on"
+    combine_runs: Literal["none", "all"] = "none"
     b0_threshold: float | None = None
     random_seed: int = 0
     device: str = "cpu"

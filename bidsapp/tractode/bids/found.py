@@ -25,7 +25,17 @@ class AnatFile:
 
 @dataclass(frozen=True)
 class DwiRun:
-    """A dwi series with its gradient files; ``name`` is its entities without suffix, unique in the dataset."""
+    """A dwi series with its gradient files; ``name`` is its entities without suffix, unique in the dataset.
+
+    Parameters
+    ----------
+    parts
+        The runs that this one is to be made of; its own files are then those of the first.
+    done_by
+        Who preprocessed it already, in words ("QSIPrep 1.0.0"); empty for a raw scan.
+    mask
+        The brain mask that came with a preprocessed scan.
+    """
 
     path: Path
     bval: Path
@@ -35,6 +45,21 @@ class DwiRun:
     session: str | None
     name: str
     sidecars: tuple[Path, ...] = ()
+    parts: tuple[DwiRun, ...] = ()
+    done_by: str = ""
+    mask: Path | None = None
+
+    @property
+    def scans(self) -> tuple[DwiRun, ...]:
+        """The runs as they were acquired: its parts, or itself."""
+        return self.parts or (self,)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Everything that is read for it, sidecars included."""
+        masks = (self.mask,) if self.mask is not None else ()
+        own = (path for scan in self.scans for path in (scan.path, scan.bval, scan.bvec, *scan.sidecars))
+        return (*own, *masks)
 
 
 @dataclass(frozen=True)

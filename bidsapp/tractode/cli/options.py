@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tractode import __version__
+from tractode.cli.preprocess_options import add_preprocessing
 from tractode.cli.tracking_options import add_tracking
 from tractode.cli.words import device, label, memory, one_of, positive, threshold, whole
 
@@ -28,6 +29,7 @@ def add_options(parser: argparse.ArgumentParser, models: tuple[str, ...], tracke
     _add_selection(parser)
     _add_resources(parser)
     _add_outputs(parser)
+    add_preprocessing(_group(parser, "preprocessing"))
     _add_methods(parser, models)
     _add_distortion(parser)
     add_tracking(_group(parser, "tractography"), trackers)

@@ -192,6 +192,11 @@ def _check_conflicts(values: dict[str, Any], asked: frozenset[str], notes: list[
     def conflict(found: str, id: str, fix: str = "give one of them") -> NoReturn:
         raise ConfigurationError(found, id=id, fix=fix)
 
+    if values.get("motion") == "none" and "outliers" in asked and values["outliers"] == "on":
+        conflict(
+            "--outliers on and --motion none contradict each other: slices are found while motion is",
+            "E-CONFIG-OUTLIERS",
+        )
     if values.get("require_sdc") and (values.get("sdc") == "none" or "sdc" in values.get("ignore", ())):
         conflict("--require-sdc and --sdc none (or --ignore sdc) contradict each other", "E-CONFIG-SDC")
     if values.get("dry_run") and values.get("reports_only"):
