@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tractode.fields import Image, ShField
 from tractode.ops import sh_polynomial as poly
-from tractode.tracking.peaks import find_peaks, pad_to_lanes
+from tractode.ops.peaks import find_peaks, pad_to_lanes
 from tractode.tracking.sampling import ComponentTable, to_voxel
 from tractode.tracking.stopping import MaskLookup
 

@@ -38,7 +38,7 @@ from tractode.io.dwi import read_dwi
 from tractode.models.csd import CSD
 from tractode.models.response import gaussian_response
 from tractode.ops import sphere
-from tractode.tracking.peaks import ASCENT_TOLERANCE, MAX_ITERATIONS, ascend
+from tractode.ops.peaks import ASCENT_TOLERANCE, MAX_ITERATIONS, ascend
 from tractode.tracking.sampling import ComponentTable, to_voxel
 from tractode.tracking.sdstream import SDStream
 from tractode.tracking.seeds import seeds_in_mask

@@ -12,7 +12,7 @@ from tractode.errors import InputDataError, ShapeError, SpaceMismatchError
 from tractode.fields import Image, ImageGrid, ShField, Streamlines, TensorField
 from tractode.ops import sh_polynomial as poly
 from tractode.ops import spherical_harmonics as sh
-from tractode.tracking.peaks import LANES, Peak, find_peaks
+from tractode.ops.peaks import LANES, Peak, find_peaks
 from tractode.tracking.propagate import track_until
 from tractode.tracking.sdstream import SDStream
 from tractode.tracking.seeds import random_directions, seeds_in_mask

@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tractode.ops import sh_polynomial as poly
+from tractode.ops.peaks import find_peaks, pad_to_lanes, peak_pullback
 from tractode.tracking.march import Paths
-from tractode.tracking.peaks import find_peaks, pad_to_lanes, peak_pullback
 from tractode.tracking.sampling import ComponentTable, to_voxel
 
 TILE = 8192  # columns at once: eight corners of 45 components each, some 24 MB in float64

@@ -20,7 +20,7 @@ from torch import Tensor
 from tractode.fields import ImageGrid
 from tractode.ops import counter_random
 from tractode.ops import sh_polynomial as poly
-from tractode.tracking.peaks import pad_to_lanes
+from tractode.ops.peaks import pad_to_lanes
 from tractode.tracking.sampling import ComponentTable, to_voxel
 
 SMALLEST_TURN = 1e-6  # rad: below it an arc is straight to float32

@@ -26,11 +26,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tractode.fields import ImageGrid, PeakField, ShField
+from tractode.ops.peaks import pad_to_lanes
 from tractode.tracking.corner_adjoint import CornerDerivative, with_references
 from tractode.tracking.march import Engine, March, Paths, Stepper
 from tractode.tracking.method import StreamlineTracker, Task
 from tractode.tracking.peak_field import peak_field
-from tractode.tracking.peaks import pad_to_lanes
 from tractode.tracking.sampling import ComponentTable, nearest_index, to_voxel
 from tractode.tracking.stopping import MaskLookup
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tractode.ops import sh_polynomial as poly
+from tractode.ops.peaks import surface_solve
 from tractode.tracking.adjoint import EULER, TILE, Derivative, line_points, rk4_stages
 from tractode.tracking.march import Paths
-from tractode.tracking.peaks import surface_solve
 from tractode.tracking.sampling import ComponentTable, to_voxel
 
 

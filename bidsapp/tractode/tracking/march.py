@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tractode.errors import InternalError
-from tractode.tracking.peaks import MAX_ITERATIONS, pad_to_lanes
+from tractode.ops.peaks import MAX_ITERATIONS, pad_to_lanes
 from tractode.tracking.stopping import PointLimits
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tractode.fields import PeakField, ShField
 from tractode.ops import sh_polynomial, sphere, spherical_harmonics
+from tractode.ops.peaks import MAX_ITERATIONS, Peak, ascend, find_peaks, pad_to_lanes
 from tractode.ops.sh_polynomial import dot
-from tractode.tracking.peaks import MAX_ITERATIONS, Peak, ascend, find_peaks, pad_to_lanes
 
 N_DIRECTIONS = 240  # on the hemisphere: 8.6° apart, where peaks of order 8 that can be told apart are some 40° apart
 NEIGHBOURS = 8

@@ -32,10 +32,10 @@ from torch import Tensor
 from tractode.fields import ImageGrid, ShField
 from tractode.ops import sh_polynomial as poly
 from tractode.ops.counter_random import draw, stream
+from tractode.ops.peaks import find_peaks, pad_to_lanes
 from tractode.ops.sh_polynomial import dot
 from tractode.tracking.march import Engine, March, Stepper
 from tractode.tracking.method import StreamlineTracker, Task
-from tractode.tracking.peaks import find_peaks, pad_to_lanes
 from tractode.tracking.sampling import ComponentTable, to_voxel
 from tractode.tracking.stopping import MaskLookup, mean_voxel_size
 

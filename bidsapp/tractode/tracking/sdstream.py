@@ -26,11 +26,11 @@ from torch import Tensor
 
 from tractode.fields import ShField
 from tractode.ops import sh_polynomial as poly
+from tractode.ops.peaks import MAX_ITERATIONS, ascend, find_peaks
 from tractode.tracking.adjoint import Derivative
 from tractode.tracking.jacobian import LineDerivative
 from tractode.tracking.march import Engine, March, Paths, Stepper
 from tractode.tracking.method import StreamlineTracker, Task
-from tractode.tracking.peaks import MAX_ITERATIONS, ascend, find_peaks
 from tractode.tracking.sampling import ComponentTable, to_voxel
 from tractode.tracking.stopping import MaskLookup
 

@@ -1,4 +1,4 @@
-"""SD_STREAM as a compiled loop: `tracking.sdstream` and `tracking.peaks` for one seed at a time, Euler or RK4."""
+"""SD_STREAM as a compiled loop: `tracking.sdstream` and `ops.peaks` for one seed at a time, Euler or RK4."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tractode.ops.compile import inner, kernel
-from tractode.tracking.kernels.polynomial import contract, spread, workspace
-from tractode.tracking.kernels.run import Loop, as_arrays, no_lines, set_row, with_line
-from tractode.tracking.kernels.table import contains, field_arrays, interpolate, mask_arrays
-from tractode.tracking.peaks import (
+from tractode.ops.peaks import (
     ASCENT_TOLERANCE,
     MAX_ITERATIONS,
     MAX_TURN,
@@ -20,6 +17,9 @@ from tractode.tracking.peaks import (
     POLISH_REACH,
     POLISH_TOLERANCE,
 )
+from tractode.tracking.kernels.polynomial import contract, spread, workspace
+from tractode.tracking.kernels.run import Loop, as_arrays, no_lines, set_row, with_line
+from tractode.tracking.kernels.table import contains, field_arrays, interpolate, mask_arrays
 from tractode.tracking.sdstream import SDStreamMarch
 
 

@@ -1,0 +1,43 @@
+"""The magnitude of a complex signal with Gaussian noise in both channels: its mean, its variance, and the way back.
+
+Rice, *Mathematical analysis of random noise*, Bell Syst. Tech. J. 1944, doi:10.1002/j.1538-7305.1944.tb00874.x; the way
+back from mean to amplitude by the correction factor ξ of Koay & Basser, *Analytically exact correction scheme for
+signal extraction from noisy magnitude MR signals*, J. Magn. Reson. 2006, doi:10.1016/j.jmr.2006.01.016. Departure: the
+noise level is known here, so the fixed point is that of θ² = m² − 2 + ξ(θ) instead of the one of signal-to-noise ratios.
+
+Everything is in units of the noise's standard deviation in one channel.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+FLOOR = math.sqrt(math.pi / 2)  # mean magnitude of noise alone
+_LARGE = 1e3  # beyond this the variance is 1 to a part in a million, and its formula loses its digits
+_ROUNDS = 16  # each leaves at most 0.22 of the error
+
+
+def mean(amplitude: Float[Tensor, "*v"]) -> Float[Tensor, "*v"]:
+    """``√(π/2) L½(−θ²/2)``: mean magnitude of a signal of amplitude θ ≥ 0."""
+    quarter = amplitude.square() / 4
+    bessel = (1 + 2 * quarter) * torch.special.i0e(quarter) + 2 * quarter * torch.special.i1e(quarter)
+    return FLOOR * bessel
+
+
+def variance(amplitude: Float[Tensor, "*v"]) -> Float[Tensor, "*v"]:
+    """``ξ(θ) = 2 + θ² − mean²``: from 2 − π/2 for noise alone to 1 for a strong signal."""
+    theta = amplitude.clamp(max=_LARGE)
+    return 2 + theta.square() - mean(theta).square()
+
+
+def amplitude(magnitude: Float[Tensor, "*v"]) -> Float[Tensor, "*v"]:
+    """The amplitude whose mean magnitude this is; 0 at the floor √(π/2) and below."""
+    square = magnitude.square()
+    theta = (square - 1).clamp(min=0)
+    for _ in range(_ROUNDS):
+        theta = (square - 2 + variance(theta.sqrt())).clamp(min=0)
+    return torch.where(magnitude > FLOOR, theta.sqrt(), torch.zeros_like(theta))
