@@ -69,6 +69,14 @@ class Settings:
         b-value in s/mm² at or below which a volume is a b=0; ``None`` finds them by clustering.
     device
         Resolved: ``cpu`` or ``cuda:0``.
+    models
+        Models and recipes, as `tractode.workflows.recipe` reads them: ``auto`` takes what each run's data support.
+    uncertainty
+        How the standard deviation of every map is found: not at all, by Laplace's approximation or by bootstrap.
+    response, response_group
+        Files of response functions (one a tissue: white matter, grey matter, CSF), or those that the group level averaged.
+    mtnormalise
+        Whether the tissues of multi-tissue deconvolution are brought to one scale over the brain.
     tracking
         Names of trackers; empty means ``--no-tracking``.
     n_seeds
@@ -140,7 +148,11 @@ class Settings:
     b0_threshold: float | None = None
     random_seed: int = 0
     device: str = "cpu"
-    models: tuple[str, ...] = ("dti", "csd")
+    models: tuple[str, ...] = ("auto",)
+    uncertainty: Literal["none", "laplace", "bootstrap"] = "none"
+    response: tuple[str, ...] = ()
+    response_group: bool = False
+    mtnormalise: bool = False
     tracking: tuple[str, ...] = ("sdstream",)
     n_streamlines: int = 100_000
     n_seeds: int | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tractode import __version__
+from tractode.cli.model_options import add_models
 from tractode.cli.preprocess_options import add_preprocessing
 from tractode.cli.tracking_options import add_tracking
 from tractode.cli.words import device, label, memory, one_of, positive, threshold, whole
@@ -200,15 +201,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
 
 def _add_methods(parser: argparse.ArgumentParser, models: tuple[str, ...]) -> None:
     add = _group(parser, "methods")
-    add(
-        "--models",
-        dest="models",
-        nargs="+",
-        action="extend",
-        type=one_of("model", models),
-        metavar="MODEL",
-        help=f"diffusion models: {', '.join(models)} (default: dti csd)",
-    )
+    add_models(add, models)
     add(
         "--b0-threshold",
         dest="b0_threshold",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tractode.cli import environment, folders, options
+from tractode.cli.model_options import check_models
 from tractode.cli.tracking_options import check_tracking
 from tractode.errors import ConfigurationError, MissingInputError, TractodeError, UnknownLevelError, UsageError
 from tractode.settings import ANATOMICAL, Settings, typed
@@ -71,12 +72,13 @@ def parse(argv: Sequence[str]) -> Request:
     given = {name: value for name, value in vars(namespace).items() if value is not None}
     notes: list[str] = []
     file_values = _read_config(given.pop("config_file")) if "config_file" in given else {}
+    recipe_values = _read_recipe(given) if "recipe" in given else {}
     given = _without_aliases(given)
-    values = _defaults() | file_values | given
+    values = _defaults() | recipe_values | file_values | given
     for name in ("bids_dir", "output_dir", "analysis_level"):
         if name not in values:
             parser.error(f"{name} is missing, on the command line and in the configuration file")
-    asked = frozenset(file_values.keys() | given.keys())
+    asked = frozenset(recipe_values.keys() | file_values.keys() | given.keys())
     values = _settled(values, asked, notes)
     return Request(Settings(**values), asked, tuple(notes))
 
@@ -145,7 +147,7 @@ def _settled(values: dict[str, Any], asked: frozenset[str], notes: list[str]) ->
         if values.get(name) is not None:
             # Steps run in folders of their own: a relative path would mean something else there.
             values[name] = Path(os.path.abspath(values[name]))
-    for name in ("derivatives", "include", "include_ordered", "exclude", "sensitivity"):
+    for name in ("derivatives", "include", "include_ordered", "exclude", "sensitivity", "response"):
         if name in values:
             values[name] = tuple(os.path.abspath(path) for path in values[name])
     values.setdefault("nprocs", environment.count_cpus())
@@ -209,6 +211,7 @@ def _check_conflicts(values: dict[str, Any], asked: frozenset[str], notes: list[
             "E-CONFIG-RESOLUTION",
             "leave it out, or name a template with --output-spaces",
         )
+    check_models(values, asked, notes)
     check_tracking(values, asked, notes)
 
 
@@ -245,6 +248,24 @@ def _read_config(path: Path) -> dict[str, Any]:
             path=path,
             fix="correct it at the place named",
         ) from None
+    return _checked(table, path)
+
+
+def _read_recipe(given: dict[str, Any]) -> dict[str, Any]:
+    """The models of a recipe and the settings it holds; the option is taken out of ``given``."""
+    from tractode.workflows.recipe import read_recipe
+
+    name = given.pop("recipe")
+    if "models" in given:
+        raise ConfigurationError(
+            "--recipe and --models contradict each other", id="E-CONFIG-RECIPE", fix="give one of them"
+        )
+    recipe = read_recipe(name)
+    return {**_checked(recipe.settings, Path(name)), "models": recipe.models}
+
+
+def _checked(table: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A TOML table as settings, each value through the check that the command line's goes through."""
     try:
         values = typed(table)
         for action in build_parser()._actions:

@@ -253,8 +253,12 @@ def _check_generation(values: dict[str, Any], asked: frozenset[str], notes: list
 
 
 def _check_fields(values: dict[str, Any], asked: frozenset[str], notes: list[str]) -> None:
-    models, trackers = values.get("models", ("dti", "csd")), values.get("tracking", ("sdstream",))
-    unfed = [name for name in trackers if ("dti" if name == "tensordet" else "csd") not in models]
+    """Trackers whose field none of the models can yield; what a run's own data yield is seen when it is laid out."""
+    from tractode.workflows.recipe import possible_models
+
+    models, trackers = possible_models(values.get("models", ("auto",))), values.get("tracking", ("sdstream",))
+    yields = {"tensor": "dti" in models, "orientations": any(_is_oriented(name) for name in models)}
+    unfed = [name for name in trackers if not yields["tensor" if name == "tensordet" else "orientations"]]
     if unfed and "tracking" in asked:
         _conflict(
             f"--tracking {' '.join(unfed)} follows an orientation field that --models {' '.join(models)} does not yield",
@@ -264,6 +268,13 @@ def _check_fields(values: dict[str, Any], asked: frozenset[str], notes: list[str
     if unfed:
         notes.append("No orientation model among --models: no tractography.")
         values["tracking"] = tuple(name for name in trackers if name not in unfed)
+
+
+def _is_oriented(name: str) -> bool:
+    from tractode.contracts import OrientationModel
+    from tractode.models import MODELS
+
+    return issubclass(MODELS[name], OrientationModel)
 
 
 def _conflict(found: str, id: str, fix: str = "give one of them") -> NoReturn:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,20 +108,23 @@ def read_stored(path: Path, space: str, *, assume_orientation: bool = False) -> 
     problems.raise_any()
     assert placed is not None
     assert raw is not None
-    (affine, notes), (stored, extra) = placed, raw
+    (affine, notes), (values, extra) = placed, raw
     if extra or source.trailing:
         notes.append(
             warning("W-IMG-TRAILING", f"{path.name}: {extra + source.trailing} bytes follow the image and were ignored")
         )
     shape = header.shape[:3]
     grid = ImageGrid((shape[0], shape[1], shape[2]), torch.tensor(affine), space)
-    return StoredImage(Image(grid, _values(stored, header)), len(header.shape), tuple(notes))
+    return StoredImage(Image(grid, values), len(header.shape), tuple(notes))
 
 
-def _read_voxels(source: ByteSource, header: Header) -> tuple[np.ndarray, int]:
-    """The voxel bytes and how many bytes follow them; the file is read to its end."""
+def _read_voxels(source: ByteSource, header: Header) -> tuple[torch.Tensor, int]:
+    """Scaled float32 values ``(c, i, j, k)`` and how many bytes follow them; the file is read to its end.
+
+    Volume by volume: beside the values there is never more than one volume as it was stored.
+    """
     try:
-        buffer = np.empty(header.n_bytes, np.uint8)
+        out = np.empty((header.n_volumes, *header.shape[:3]), np.float32)
     except MemoryError as error:
         raise OutOfMemoryError(
             f"an image of {header.n_bytes / 1e9:.1f} GB does not fit in memory",
@@ -129,15 +133,36 @@ def _read_voxels(source: ByteSource, header: Header) -> tuple[np.ndarray, int]:
             needed="more memory",
             fix="run on a machine with more memory",
         ) from error
-    count = source.read_into(memoryview(buffer.data))
-    if count < header.n_bytes:
-        raise InputDataError(
-            f"the file holds {count} bytes of voxels, the header announces {header.n_bytes}",
-            id="E-IMG-SHORT",
-            path=source.path,
-            needed="a whole file",
-            fix="copy or convert the file again",
-        )
+    for n, volume in enumerate(stored_volumes(source, header)):
+        out[n] = volume
+    return torch.from_numpy(out), close_voxels(source, header)
+
+
+def stored_volumes(source: ByteSource, header: Header) -> Iterator[np.ndarray]:
+    """The scaled volumes ``(i, j, k)``, float32, one after another; the next one may overwrite the one before."""
+    i, j, k = header.shape[:3]
+    size = header.n_bytes // header.n_volumes
+    buffer = np.empty(size, np.uint8)
+    for n in range(header.n_volumes):
+        count = source.read_into(memoryview(buffer.data))
+        if count < size:
+            raise InputDataError(
+                f"the file holds {n * size + count} bytes of voxels, the header announces {header.n_bytes}",
+                id="E-IMG-SHORT",
+                path=source.path,
+                needed="a whole file",
+                fix="copy or convert the file again",
+            )
+        volume = buffer.view(header.dtype).reshape(k, j, i).T  # first axis fastest on disk
+        with np.errstate(over="ignore", invalid="ignore"):
+            if (header.slope, header.intercept) != (1.0, 0.0):
+                volume = volume * header.slope + header.intercept
+            scaled = volume.astype(np.float32, copy=False)
+        yield scaled
+
+
+def close_voxels(source: ByteSource, header: Header) -> int:
+    """Read on to the end of the file, so that its checksums are compared; how many bytes followed the voxels."""
     extra = source.drain(_LARGEST_TAIL)
     if extra and header.has_uncounted_extension:
         raise InputDataError(
@@ -155,23 +180,7 @@ def _read_voxels(source: ByteSource, header: Header) -> tuple[np.ndarray, int]:
             needed="a header that agrees with the file's size",
             fix="convert the file again from its source",
         )
-    return buffer, extra
-
-
-def _values(buffer: np.ndarray, header: Header) -> torch.Tensor:
-    """Scaled float32 values ``(c, i, j, k)``, one volume at a time so that the float64 copy stays small."""
-    i, j, k = header.shape[:3]
-    volumes = buffer.view(header.dtype).reshape(-1, k, j, i)  # first axis fastest on disk
-    out = torch.empty(len(volumes), i, j, k)
-    target = out.numpy()
-    for n, volume in enumerate(volumes):
-        with np.errstate(over="ignore", invalid="ignore"):
-            target[n] = (
-                volume.T
-                if (header.slope, header.intercept) == (1.0, 0.0)
-                else volume.T * header.slope + header.intercept
-            )
-    return out
+    return extra
 
 
 def write_image(
@@ -193,12 +202,25 @@ def write_image(
     """
     values = image.values.detach().cpu().numpy()
     stored = np.dtype(dtype or _stored_type(values.dtype))
-    data = np.moveaxis(values, 0, -1)
-    data = data[..., 0] if values.shape[0] == 1 else data
-    header = nib.Nifti1Image(np.broadcast_to(np.zeros((), stored), data.shape), image.grid.affine.numpy()).header
-    code = sform_code if sform_code is not None else _code_of(image.grid.space)
-    header.set_sform(image.grid.affine.numpy(), code)
-    header.set_qform(image.grid.affine.numpy(), code)
+    write_volumes(path, image.grid, values, len(values), stored, sform_code=sform_code)
+
+
+def write_volumes(
+    path: Path,
+    grid: ImageGrid,
+    volumes: Iterable[np.ndarray],
+    n_volumes: int,
+    dtype: np.dtype | type | str = np.float32,
+    *,
+    sform_code: int | None = None,
+) -> None:
+    """`write_image` of volumes ``(i, j, k)`` that come one after another, so that no more than one is needed at a time."""
+    stored = np.dtype(dtype)
+    shape = grid.shape if n_volumes == 1 else (*grid.shape, n_volumes)
+    header = nib.Nifti1Image(np.broadcast_to(np.zeros((), stored), shape), grid.affine.numpy()).header
+    code = sform_code if sform_code is not None else _code_of(grid.space)
+    header.set_sform(grid.affine.numpy(), code)
+    header.set_qform(grid.affine.numpy(), code)
     header.set_xyzt_units("mm", "sec")
     header.set_slope_inter(1, 0)
     header["cal_max"] = header["cal_min"] = 0
@@ -211,7 +233,7 @@ def write_image(
         header["vox_offset"] = 352
         header.write_to(head)
         stream.write(head.getvalue().ljust(352, b"\0"))
-        for volume in values:
+        for volume in volumes:
             stream.write(np.asfortranarray(volume, dtype=stored.newbyteorder("<")).tobytes("F"))
 
 

@@ -37,6 +37,10 @@ class Header:
     has_uncounted_extension: bool = False
 
     @property
+    def n_volumes(self) -> int:
+        return self.shape[3] if len(self.shape) > 3 else 1
+
+    @property
     def n_bytes(self) -> int:
         """Size of the voxel data."""
         # Python integers do not overflow, whatever the header claims.

@@ -1,0 +1,134 @@
+"""Which models a run is fitted with: what was asked for, what its gradient table supports, and why. Opens no voxel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tractode.contracts import OrientationModel
+from tractode.errors import TractodeError
+from tractode.fields import GradientTable
+from tractode.models import MODELS
+from tractode.settings import Settings
+from tractode.workflows.recipe import Wanted, wishes
+
+#: Whose orientations are followed where several models yield some.
+PREFERRED = ("msmt_csd", "csd")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The models of one run.
+
+    Attributes
+    ----------
+    models
+        Those that are fitted, in order; among them what was asked for and cannot be (``refused``), for the run to say so.
+    reasons
+        Of every model: why it is fitted, why it is refused, or why it is left out.
+    refused
+        Asked for, and not supported by the data.
+    """
+
+    models: tuple[str, ...]
+    reasons: dict[str, str]
+    refused: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def orientations(self) -> str | None:
+        """The model whose orientations are followed."""
+        able = [name for name in self.models if issubclass(MODELS[name], OrientationModel)]
+        return next((name for name in (*PREFERRED, *able) if name in able), None)
+
+
+def choose(entries: Sequence[str], gtab: GradientTable | None) -> Choice:
+    """The models for a table; without one (it could not be read, and the run will say so) the first of every wish."""
+    reasons: dict[str, str] = {}
+    chosen: dict[str, bool] = {}
+    why_not = {name: None if gtab is None else MODELS[name].why_not(gtab) for name in MODELS}
+    for wish in wishes(entries):
+        able = [name for name in wish.names if why_not[name] is None]
+        for name in wish.names:
+            reasons.setdefault(name, _left_out(name, wish, why_not[name], able))
+        if able:
+            chosen[able[0]] = True
+            reasons[able[0]] = _taken(able[0], wish, why_not)
+        elif not wish.is_optional:
+            # The least demanding one says what the data lack.
+            chosen.setdefault(wish.names[-1], False)
+    for name in MODELS:
+        reasons.setdefault(name, f"not asked for; {_ability(why_not[name])}")
+    for name, is_able in chosen.items():
+        if not is_able:
+            reasons[name] = f"refused: {why_not[name]}"
+    return Choice(tuple(chosen), reasons, frozenset(name for name, is_able in chosen.items() if not is_able))
+
+
+def choice_of(run: Any, settings: Settings) -> Choice:
+    """The models of a dwi run, by its table alone."""
+    try:
+        gtab = read_table(run, settings)[2]
+    except (TractodeError, OSError):
+        gtab = None
+    return choose(settings.models, gtab)
+
+
+def _taken(name: str, wish: Wanted, why_not: dict[str, str | None]) -> str:
+    origin = f"recipe {wish.recipe}" if wish.recipe else "asked for"
+    passed = [f"not {other}: {why_not[other]}" for other in wish.names[: wish.names.index(name)]]
+    if len(wish.names) == 1:
+        return f"{origin}; the data support it"
+    return f"{origin}, the first of {', '.join(wish.names)} that the data support{_listed(passed)}"
+
+
+def _left_out(name: str, wish: Wanted, why: str | None, able: Iterable[str]) -> str:
+    if why is not None:
+        return why
+    return f"recipe {wish.recipe} takes {next(iter(able))} instead" if wish.recipe else "another was taken"
+
+
+def _listed(parts: Iterable[str]) -> str:
+    text = "; ".join(parts)
+    return f" ({text})" if text else ""
+
+
+def _ability(why: str | None) -> str:
+    return "the data would support it" if why is None else why
+
+
+def read_table(run: Any, settings: Settings) -> tuple[tuple[int, ...], tuple[float, ...], GradientTable]:
+    """Shape, voxel sizes in mm and `GradientTable` of a dwi run, from its header and its gradient files alone.
+
+    Weighted volumes without a direction are left out here: whether they are trace images that the run drops, only
+    their signal can tell.
+    """
+    import torch
+
+    from tractode.io.nifti_affine import choose_affine
+    from tractode.io.nifti_header import read_header
+    from tractode.io.stream import ByteSource
+
+    shapes, tables, axes = [], [], torch.eye(4, dtype=torch.float64)
+    for scan in run.scans:
+        with ByteSource(scan.path) as source:
+            header = read_header(source)
+        affine, _ = choose_affine(header.fields, header.shape, scan.path, assume_orientation=settings.assume_orientation)
+        own = torch.as_tensor(affine, dtype=torch.float64)
+        axes = axes if shapes else own
+        shapes.append(header.shape[:3])
+        tables.append(_table(scan, header.n_volumes, own, settings))
+    voxel_sizes = tuple(float(size) for size in axes[:3, :3].norm(dim=0))
+    gtab = GradientTable(*(torch.cat([getattr(t, part) for t in tables]) for part in ("bvals", "bvecs", "is_b0")))
+    n_volumes = sum(len(table) for table in tables)
+    return (*(int(size) for size in shapes[0]), n_volumes), voxel_sizes, gtab
+
+
+def _table(scan: Any, n_volumes: int, affine: Any, settings: Settings) -> GradientTable:
+    from tractode.io.gradients import GradientPolicy, StoredGradients, parse_gradients, to_table
+
+    policy = GradientPolicy(settings.bval_from_norm, settings.estimate_s0, settings.b0_threshold)
+    stored, _ = parse_gradients(scan.bval, scan.bvec, n_volumes, policy=policy)
+    kept = ~stored.lacks_direction
+    stored = StoredGradients(stored.bvals[kept], stored.bvecs[kept], stored.is_b0[kept], stored.lacks_direction[kept])
+    return to_table(stored, affine)
