@@ -163,20 +163,23 @@ def _read_series(nii: Path, space: str, policy: IngestPolicy) -> StoredImage:
 def _clean(signal: Float[Tensor, "n i j k"], is_b0: np.ndarray, nii: Path) -> tuple[Tensor, Tensor, list[Note]]:
     """Signal without NaN, infinity or negative values, where its values can be used, and what was done."""
     reference = signal[torch.tensor(is_b0)] if is_b0.any() and len(is_b0) == len(signal) else signal
-    finite = torch.isfinite(signal)
-    if not bool(finite.all()):
-        signal = torch.where(finite, signal, 0.0)
-    _check_constant(signal, nii)
-    head = head_mask(torch.nanmean(torch.where(torch.isfinite(reference), reference, float("nan")), dim=0))
+    # The extremes of a volume are finite where all of it is: no mask as large as the series for what hardly ever happens.
+    low, high = _extremes(signal)
+    mask = torch.ones(signal.shape[1:], dtype=torch.bool)
+    if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
+        finite = torch.isfinite(signal)
+        mask, signal = finite.all(dim=0), torch.where(finite, signal, 0.0)
+        low, high = _extremes(signal)
+    _check_constant(low, high, signal[0].numel(), nii)
+    head = head_mask(_mean_of_finite(reference))
     if not bool(head.any()):
         head = torch.ones_like(head)
-    mask = finite.all(dim=0)
     notes = _nonfinite(mask, head, nii)
     if notes:
         # One bad volume spoils every fit of the voxel: it is emptied whole, so that it stays recognisable.
         signal = signal * mask
-    negative = signal < 0
-    if bool(negative.any()):
+    if float(low.min()) < 0:
+        negative = signal < 0
         share = float(negative[:, head].float().mean())
         if share > _MOST_NEGATIVE:
             raise InputDataError(
@@ -196,9 +199,20 @@ def _clean(signal: Float[Tensor, "n i j k"], is_b0: np.ndarray, nii: Path) -> tu
     return signal, mask, notes
 
 
-def _check_constant(signal: Float[Tensor, "n i j k"], nii: Path) -> None:
-    flat = signal.flatten(1)
-    low, high = flat.min(dim=1).values, flat.max(dim=1).values
+def _extremes(signal: Float[Tensor, "n i j k"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Least and largest value of each volume; NaN where it holds one."""
+    low, high = signal.flatten(1).aminmax(dim=1)
+    return low, high
+
+
+def _mean_of_finite(volumes: Float[Tensor, "n i j k"]) -> Float[Tensor, "i j k"]:
+    finite = torch.isfinite(volumes)
+    if bool(finite.all()):
+        return volumes.mean(dim=0)
+    return torch.nanmean(torch.where(finite, volumes, float("nan")), dim=0)
+
+
+def _check_constant(low: Float[Tensor, " n"], high: Float[Tensor, " n"], n_voxels: int, nii: Path) -> None:
     if float(low.min()) == float(high.max()):
         raise InputDataError(
             f"every voxel of every volume is {float(low.min()):g}",
@@ -208,7 +222,7 @@ def _check_constant(signal: Float[Tensor, "n i j k"], nii: Path) -> None:
             fix=_RECONVERT,
         )
     # One voxel is one value in each volume: constant, and not empty.
-    empty = (low == high).nonzero().ravel().tolist() if flat.shape[1] > 1 else []
+    empty = (low == high).nonzero().ravel().tolist() if n_voxels > 1 else []
     if empty:
         raise InputDataError(
             f"volumes {', '.join(map(str, empty[:8]))} ({len(empty)} in all) hold one value only",
