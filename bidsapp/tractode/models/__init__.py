@@ -7,5 +7,8 @@ MODELS = Registry(
     {
         "dti": "tractode.models.dti:DTI",
         "csd": "tractode.models.csd:CSD",
+        "csa": "tractode.models.csa:CSA",
+        "qball": "tractode.models.q_ball:QBall",
+        "gqi": "tractode.models.gqi:GQI",
     },
 )
