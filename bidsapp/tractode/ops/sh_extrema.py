@@ -17,7 +17,7 @@ from tractode.ops import least_squares, sphere
 from tractode.ops import sh_polynomial as poly
 from tractode.ops import spherical_harmonics as sh
 
-_N_SEARCHED = 600  # axes some 6 degrees apart
+_N_SEARCHED = 1600  # axes some 4 degrees apart
 _N_STEPS = 4
 _TILE = 1024
 
