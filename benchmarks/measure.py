@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,11 @@ def watch(command: Sequence[str], environment: dict[str, str] | None = None) -> 
     # The output is small (a progress table), so the pipe cannot fill while memory is sampled.
     while process.poll() is None:
         peak = max(peak, _tree_bytes(root))
-        time.sleep(SAMPLING_SECONDS)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(SAMPLING_SECONDS)
+    seconds = time.monotonic() - started
     output = process.stdout.read() if process.stdout else ""
-    return Measured(round(time.monotonic() - started, 1), round(peak / 2**20, 1), process.returncode, output)
+    return Measured(round(seconds, 2), round(peak / 2**20, 1), process.returncode, output)
 
 
 def _tree_bytes(root: psutil.Process) -> int:
