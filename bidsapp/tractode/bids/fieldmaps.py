@@ -116,6 +116,8 @@ class _Plan:
 
     def made(self) -> Correction:
         run, sdc = self.run, self.request.sdc
+        if run.done_by:
+            return Correction(run, "none", f"the scan was preprocessed already by {run.done_by}")
         if sdc == "none":
             return Correction(run, "none", "it was not asked for (--sdc none)")
         encoding = encoding_of(run.metadata)

@@ -9,18 +9,25 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tractode.bids import names
+from tractode.bids.combine import combined
 from tractode.bids.fieldmaps import FieldmapRequest, Sdc, with_corrections
 from tractode.bids.found import AnatFile, Discovery, DwiRun, Failure, FieldmapFile, Participant
 from tractode.bids.index import Index
 from tractode.bids.inheritance import Levels
+from tractode.bids.lacking import check_something_found, without_dwi
+from tractode.bids.preprocessed import (
+    InputType,
+    PreprocessedRequest,
+    find_preprocessed,
+    input_type_of,
+    processed_by,
+)
 from tractode.bids.raw_dataset import check_description, check_participants_table, choose_labels, participant_labels
 from tractode.bids.scan import IMAGES, IgnoredFile, ScannedFile, scan_participant
-from tractode.errors import InputDataError, MissingInputError, NoMatchError, TractodeError
+from tractode.errors import InputDataError, MissingInputError, TractodeError
 from tractode.io.notes import Note, warning
 from tractode.io.sniff import check_content as check_fetched
 
@@ -36,6 +43,8 @@ def find_participants(
     sdc: Sdc = "auto",
     ignore_fieldmaps: bool = False,
     needs_correction: bool = False,
+    input_type: Literal["auto"] | InputType = "auto",
+    combine_runs: bool = False,
 ) -> Discovery:
     """Everything to be processed, and everything that will not be.
 
@@ -51,11 +60,15 @@ def find_participants(
         Whether to look at the dataset's description and table of participants; what is used is always checked.
     sdc, ignore_fieldmaps, needs_correction
         What may correct susceptibility distortion: see `FieldmapRequest`.
+    input_type
+        Raw scans, or which layout of preprocessed ones (`tractode.bids.preprocessed`); ``auto`` looks.
+    combine_runs
+        Whether runs of one session and grid become one: see `tractode.bids.combine`.
 
     Raises
     ------
     InvalidDatasetError
-        No ``sub-*`` folder.
+        No ``sub-*`` folder, or nothing laid out as ``input_type`` wants it.
     NoMatchError
         A participant's label is not there, or sessions or filters matched no dwi run.
     MissingInputError
@@ -67,6 +80,9 @@ def find_participants(
     """
     # Normalised, links kept: the same text pybids makes of it.
     bids_dir = Path(os.path.abspath(bids_dir))
+    kind = input_type_of(bids_dir) if input_type == "auto" else input_type
+    if kind != "bids":
+        return find_preprocessed(PreprocessedRequest(bids_dir, kind, participants, sessions, anat_modality))
     available, ignored = participant_labels(bids_dir)
     notes = check_description(bids_dir) if validate else []
     labels = choose_labels(participants, available)
@@ -80,11 +96,12 @@ def find_participants(
         reader = _Reader(bids_dir, index, levels, label, files, wanted_sessions, anat_modality)
         participant = reader.read()
         request = FieldmapRequest(bids_dir, participant, sdc, ignore_fieldmaps, needs_correction)
-        found.append(with_corrections(request))
+        person, more = combined(with_corrections(request)) if combine_runs else (with_corrections(request), [])
+        found.append(person)
         ignored += left_aside + reader.ignored
-        notes += reader.notes
-    _check_something_found(found, bids_dir, wanted_sessions, index, ignored)
-    found, more = _without_dwi(found, bids_dir, are_asked_for=bool(participants))
+        notes += [*reader.notes, *more]
+    check_something_found(found, bids_dir, wanted_sessions, index, ignored)
+    found, more = without_dwi(found, bids_dir, are_asked_for=bool(participants))
     notes += more
     return Discovery(tuple(found), tuple(sorted(ignored, key=lambda file: file.path)), tuple(notes))
 
@@ -194,7 +211,8 @@ class _Reader:
         metadata, sidecars = self.levels.metadata(image)
         bval, bvec = self._gradients(image, ".bval"), self._gradients(image, ".bvec")
         self.used.update((bval, bvec, *sidecars))
-        return DwiRun(image.path, bval, bvec, metadata, image.entities, image.session, name, sidecars)
+        done_by = processed_by(metadata)
+        return DwiRun(image.path, bval, bvec, metadata, image.entities, image.session, name, sidecars, done_by=done_by)
 
     def _gradients(self, image: ScannedFile, extension: str) -> Path:
         path = self.levels.nearest(image, extension)
@@ -329,69 +347,3 @@ class _Reader:
 
     def _ignore(self, file: ScannedFile, reason: str) -> None:
         self.ignored.append(IgnoredFile(file.path.relative_to(self.bids_dir).as_posix(), reason))
-
-
-def _check_something_found(
-    found: list[Participant],
-    bids_dir: Path,
-    sessions: tuple[str, ...],
-    index: Index,
-    ignored: list[IgnoredFile],
-) -> None:
-    if any(participant.runs or participant.failures for participant in found):
-        return
-    reasons = {file.reason for file in ignored}
-    if sessions and "its session was not asked for" in reasons:
-        raise NoMatchError(
-            f"No dwi run belongs to session {', '.join(sessions)}",
-            id="E-MATCH-SESSION",
-            path=bids_dir,
-            needed=f"sessions that exist: {', '.join(_sessions_of(ignored)) or 'none, the participants have no sessions'}",
-            fix="correct --session-label",
-        )
-    if index.is_filtered("dwi") and "left out by --bids-filter-file" in reasons:
-        raise NoMatchError(
-            "The filters match no dwi run",
-            id="E-MATCH-FILTER",
-            path=bids_dir,
-            fix="correct the file given with --bids-filter-file",
-        )
-    raise MissingInputError(
-        f"There is no dwi image for {', '.join('sub-' + participant.label for participant in found[:8])}",
-        id="E-DATA-NODWI",
-        path=bids_dir,
-        needed="sub-*/[ses-*/]dwi/*_dwi.nii.gz",
-        fix="see --dry-run for the files that were found and why they were left aside",
-    )
-
-
-def _without_dwi(
-    found: list[Participant], bids_dir: Path, *, are_asked_for: bool
-) -> tuple[list[Participant], list[Note]]:
-    """Participants without any run, among others that have some: asked for by name they fail, else they are left out."""
-    kept: list[Participant] = []
-    left_out: list[str] = []
-    for participant in found:
-        if participant.runs or participant.failures:
-            kept.append(participant)
-        elif are_asked_for:
-            name = f"sub-{participant.label}"
-            error = MissingInputError(
-                f"There is no dwi image for {name} among the sessions and files asked for",
-                id="E-DATA-NODWI",
-                path=bids_dir / name,
-                needed=f"{name}/[ses-*/]dwi/*_dwi.nii.gz",
-                fix="leave this participant out, or see --dry-run for the files that were left aside",
-            )
-            kept.append(replace(participant, failures=(Failure(name, error),)))
-        else:
-            left_out.append(f"sub-{participant.label}")
-    if not left_out:
-        return kept, []
-    shown = ", ".join(left_out[:8]) + (" …" if len(left_out) > 8 else "")
-    return kept, [warning("W-DATA-NODWI", f"{len(left_out)} participant(s) without a dwi image are left out: {shown}")]
-
-
-def _sessions_of(ignored: list[IgnoredFile]) -> list[str]:
-    parsed = (names.parse(file.path) for file in ignored if file.reason == "its session was not asked for")
-    return sorted({entry[0]["ses"] for entry in parsed if entry and "ses" in entry[0]})

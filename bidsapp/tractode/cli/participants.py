@@ -70,6 +70,8 @@ def _discover(settings: Settings) -> Discovery:
         sdc="none" if "sdc" in settings.ignore else settings.sdc,
         ignore_fieldmaps="fieldmaps" in settings.ignore,
         needs_correction=settings.require_sdc,
+        input_type=settings.input_type,
+        combine_runs=settings.combine_runs == "all",
     )
 
 
