@@ -40,9 +40,7 @@ def of_normal(covariance: Float[Tensor, "v 2 2"], level: float = 0.9) -> Float[T
     return (radius * largest.sqrt()).nan_to_num(math.inf).clamp(max=widest(level))
 
 
-def of_samples(
-    axis: Float[Tensor, "v 3"], samples: Float[Tensor, "n v 3"], level: float = 0.9
-) -> Float[Tensor, " v"]:
+def of_samples(axis: Float[Tensor, "v 3"], samples: Float[Tensor, "n v 3"], level: float = 0.9) -> Float[Tensor, " v"]:
     """Half-angle (rad) about ``axis`` that holds the share ``level`` of the samples; signs do not matter."""
     angles = sphere.angle(axis.expand_as(samples), samples)
     return torch.quantile(angles, level, dim=0).clamp(max=widest(level))
