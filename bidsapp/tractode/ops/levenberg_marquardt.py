@@ -70,11 +70,11 @@ def value_and_jacobian(
     """A function that treats every row alike, and its derivative row by row, by forward differentiation."""
     unit = torch.eye(params.shape[-1], dtype=params.dtype, device=params.device)
 
-    def along(direction: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.func.jvp(function, (params,), (direction.expand_as(params),))
+    def along(direction: Tensor) -> Tensor:
+        slope: Tensor = torch.func.jvp(function, (params,), (direction.expand_as(params),))[1]
+        return slope
 
-    value, slopes = torch.func.vmap(along, out_dims=(None, -1))(unit)
-    return value, slopes
+    return function(params), torch.func.vmap(along, out_dims=-1)(unit)
 
 
 def _minimise(
@@ -175,9 +175,10 @@ def _newton_step(
     fixed_data, fixed = data.detach(), None if weights is None else weights.detach()
 
     def gradient(p: Tensor) -> Tensor:
-        value, pull = torch.func.vjp(function, p)
+        value, pull = torch.func.vjp(function, p)[:2]
         residual = value - fixed_data
-        return pull(residual if fixed is None else fixed * residual)[0]
+        slope: Tensor = pull(residual if fixed is None else fixed * residual)[0]
+        return slope
 
     with torch.no_grad():
         value, jacobian = value_and_jacobian(function, params)

@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchdiffeq import odeint, odeint_adjoint
 
 from tractode.ops import interpolate
 
@@ -38,6 +37,8 @@ def integrate(
     ``gradient="adjoint"`` integrates the adjoint equation backwards over the same times; the leaves that ``velocity`` depends
     on are then ``parameters``.
     """
+    from torchdiffeq import odeint, odeint_adjoint  # it brings SciPy's solvers, which few that import this need
+
     if steps < 1:
         raise ValueError(f"An integration needs at least one step; got {steps}.")
     times = torch.linspace(t0, t1, steps + 1, dtype=start.dtype, device=start.device)
