@@ -1,0 +1,362 @@
+"""The rounds of motion correction: align, predict, step.
+
+Part of `motion`, which says how and why. A Gauss–Newton step composes a small motion of the reference with the present pose (S. Baker, I.
+Matthews, *Lucas-Kanade 20 years on*, IJCV 56:221, 2004, doi:10.1023/B:VISI.0000011205.11775.fd): what the volume looks like near the
+reference's points is the prediction, whose gradient is less noisy than the volume's own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tractode.errors import InputDataError
+from tractode.fields.dwi import DWI
+from tractode.fields.image import Image, ImageGrid
+from tractode.fields.transform import Affine
+from tractode.ops import affine as aff
+from tractode.ops import interpolate, smooth
+from tractode.ops import volume_pose as pose
+from tractode.preprocess.eddy import geometry
+from tractode.preprocess.outliers import deviations, outlying, slice_losses
+from tractode.preprocess.prediction import fitted, left_out, predicted
+from tractode.registration.refine import RefineSettings, refine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tractode.preprocess.eddy import PhaseEncoding
+    from tractode.preprocess.motion import MotionEstimate, MotionSettings
+
+_MARGIN = 5.0  # mm around the brain, whose outline says most of where it is
+_CUTOFF = 4.0  # robust standard deviations beyond which a difference counts for little
+_INDEPENDENT = 0.3  # share of the points whose errors are their own; the images are smooth
+_FARTHEST = 3.0  # mm; a step is no longer than this
+
+
+class Rounds:
+    """One series on its way to being aligned."""
+
+    def __init__(
+        self, scan: DWI, encoding: PhaseEncoding | None, settings: MotionSettings, field_hz: Tensor | None
+    ) -> None:
+        from tractode.preprocess.motion import why_not
+
+        if (reason := why_not(scan.gtab)) is not None:
+            raise InputDataError(
+                reason, id="E-MOTION-TABLE", needed="6 weighted volumes or 2 b=0 volumes", fix="leave motion out"
+            )
+        self.scan, self.settings = scan, settings
+        n, grid = len(scan.gtab), scan.grid
+        inside = grid.to_world(scan.mask.nonzero().double())
+        if not len(inside):
+            raise InputDataError("The mask of the series is empty", id="E-MOTION-MASK", needed="a brain mask")
+        self.place = geometry(grid, inside.mean(0), encoding if settings.eddy else None, field_hz)
+        self.encoding = encoding
+        self.motion = torch.zeros(n, 6, dtype=torch.float64)
+        self.eddy = torch.zeros(n, 9, dtype=torch.float64)
+        slices = grid.shape[settings.slice_axis]
+        self.losses = torch.zeros(n, slices, dtype=torch.float64)
+        self.z = torch.zeros(n, slices, dtype=torch.float64)
+        self.lost = torch.zeros(n, slices, dtype=torch.bool)
+        self.prediction: Tensor | None = None
+        self.level: _Level | None = None
+        self.is_b0 = scan.gtab.is_b0.cpu()
+        self.n_terms = self._eddy_terms()
+        self.expected = torch.zeros(n, 9, dtype=torch.float64)
+        self.spread = torch.full((9,), settings.eddy_mm, dtype=torch.float64)
+
+    def _eddy_terms(self) -> int:
+        """How many of the eddy terms are sought."""
+        n_weighted = int((~self.is_b0).sum())
+        if self.place.encoding is None or n_weighted < 6:
+            return 0
+        return 9 if n_weighted >= self.settings.quadratic_from else 3
+
+    def estimate(self, progress: Callable[[int, int], None]) -> MotionEstimate:
+        from tractode.preprocess.motion import MotionEstimate
+
+        rounds, n = self.settings.smoothing, len(self.scan.gtab)
+        total = len(rounds) * n
+        correlation = torch.ones(n, dtype=torch.float64)
+        for number, width in enumerate(rounds):
+            self.level = _Level(self.scan, width, self.settings.points)
+            aligned = self._aligned()
+            if number and self._kinds_differ():
+                aligned = self._joined(aligned)
+            self.prediction = self._predicted(aligned)
+            for volume in range(n):
+                correlation[volume] = self._step(volume)
+                progress(number * n + volume + 1, total)
+            self._expect_eddy()
+            if self.settings.outliers is not None and number + 2 >= len(rounds):
+                self._judge()
+        self._join(self._aligned())
+        self._anchor()
+        return MotionEstimate(
+            self.scan.grid, self.place.centre, self.encoding, self.motion, self.eddy, self.lost, self.z, correlation,
+            self.settings.slice_axis, self._notes(),
+        )  # fmt: skip
+
+    def _notes(self) -> tuple[str, ...]:
+        few = f"{int((~self.is_b0).sum())} weighted volumes"
+        if self.n_terms == 9 or not self.settings.eddy:
+            return ()
+        if self.encoding is None:
+            return ("eddy currents were not sought: the phase encoding is not known",)
+        if self.n_terms == 0:
+            return (f"eddy currents were not sought: {few} tell too little of them",)
+        return (f"linear eddy terms only: {few} tell too little of the quadratic ones",)
+
+    # --- one round -----------------------------------------------------------------------------------------------------
+
+    def _volume(self, volume: int) -> Float[Tensor, "1 i j k"]:
+        """A volume as scanned, its lost slices as they are predicted."""
+        values = self.scan.signal[volume].to(torch.float32)
+        if not bool(self.lost[volume].any()):
+            return values[None]
+        values, axis = values.clone(), self.settings.slice_axis
+        for number in self.lost[volume].nonzero()[:, 0].tolist():
+            index = _slice_index(self.scan.grid.shape, axis, number, 1)
+            filled = self._predicted_at(volume, index)
+            target = values.select(axis, number)
+            target.copy_(filled.reshape(target.shape))
+        return values[None]
+
+    def _predicted_at(self, volume: int, index: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
+        """The latest prediction of a volume at its own voxels, as bright as it would be scanned."""
+        assert self.prediction is not None
+        assert self.level is not None
+        motion, eddy = self.motion[volume], self.eddy[volume]
+        points = self.place.origin_of(index, motion, eddy)
+        _, bright = self.place.read_at(points, motion[None], eddy[None])
+        at = self.level.grid.to_voxel(points).float()
+        values = interpolate.sample(self.prediction[volume][None], at, outside="nearest")[:, 0]
+        return values / bright[0].float().clamp_min(0.25)
+
+    def _aligned(self) -> Float[Tensor, "n i j k"]:
+        """Every volume, smoothed, on the level's grid of the reference."""
+        assert self.level is not None
+        points = self.level.grid.centres(torch.float32).reshape(-1, 3)
+        out = torch.empty(len(self.scan.gtab), *self.level.grid.shape)
+        for volume in range(len(out)):
+            soft = self.level.smoothed(self._volume(volume))
+            values, _ = self._read(soft, volume, points)
+            out[volume] = values.reshape(self.level.grid.shape)
+        return out
+
+    def _read(
+        self, soft: Float[Tensor, "1 i j k"], volume: int, points: Float[Tensor, "p 3"]
+    ) -> tuple[Float[Tensor, " p"], Float[Tensor, "p 3"]]:
+        """A smoothed volume at points of the reference, and where (voxels as scanned) it was read."""
+        assert self.level is not None
+        one = slice(volume, volume + 1)
+        index, bright = self.place.read_at(points, self.motion[one], self.eddy[one])
+        at = index[0] / torch.tensor(self.level.strides).to(index)
+        return interpolate.sample(soft, at, outside="nearest")[:, 0] * bright[0], index[0]
+
+    def _predicted(self, aligned: Float[Tensor, "n i j k"]) -> Float[Tensor, "n i j k"]:
+        assert self.level is not None
+        gtab, brain = self._table(), aligned[:, self.level.brain]
+        weighted = ~self.is_b0
+        base = brain[self.is_b0].mean(0) if bool(self.is_b0.any()) else brain.mean(0)
+        shares = (brain[weighted] / base.clamp_min(0.05 * float(base.quantile(0.9)))).double()
+        process = fitted(gtab[weighted], shares @ shares.mT / shares.shape[1]) if len(shares) > 1 else None
+        from tractode.preprocess.prediction import Process
+
+        return predicted(left_out(gtab, process or Process()), aligned)
+
+    def _table(self):  # type: ignore[no-untyped-def]
+        from dataclasses import replace
+
+        turn = pose.rotations(self.motion[:, 3:])
+        bvecs = (turn.mT @ self.scan.gtab.bvecs.double()[..., None])[..., 0]
+        return replace(self.scan.gtab, bvecs=bvecs.to(self.scan.gtab.bvecs))
+
+    def _step(self, volume: int) -> float:
+        """Gauss–Newton steps of one volume towards its prediction; their correlation before the last one."""
+        assert self.level is not None
+        assert self.prediction is not None
+        level, wanted = self.level, self.prediction[volume]
+        soft = level.smoothed(self._volume(volume))
+        aim = wanted.reshape(-1)[level.chosen]
+        gradient = level.gradient(wanted)[level.chosen]
+        points, scale, correlation = level.points, 1.0, 1.0
+        for _ in range(self.settings.steps):
+            seen, index = self._read(soft, volume, points)
+            inside = interpolate.inside(self.scan.grid.shape, index, margin=0.5)
+            if int(inside.sum()) < 100:
+                break
+            scale = float((seen * aim)[inside].sum() / seen[inside].square().sum().clamp_min(1e-12))
+            apart = aim - scale * seen
+            deviation = 1.4826 * apart[inside].abs().median()
+            weight = inside / (1 + (apart / (_CUTOFF * deviation).clamp_min(1e-6)).square()).square()
+            correlation = float(torch.corrcoef(torch.stack((aim[inside], seen[inside])))[0, 1])
+            columns = self._columns(gradient, points, index, scale * seen, volume)
+            self._update(volume, columns, apart, weight)
+        return correlation
+
+    def _columns(
+        self, gradient: Tensor, points: Tensor, index: Tensor, seen: Tensor, volume: int
+    ) -> Float[Tensor, "p c"]:
+        """What the volume, brought to the reference, changes by for a unit of shift, turn, brightness and each eddy term."""
+        arm = torch.linalg.cross(points - self.place.centre.to(points), gradient)
+        parts = [gradient, arm, seen[:, None]]
+        if self.n_terms and not bool(self.is_b0[volume]):
+            assert self.place.encoding is not None
+            axis = self.place.encoding.axis
+            along = aff.axis_directions(self.scan.grid.affine)[:, axis]
+            turn = pose.rotations(self.motion[volume, 3:])
+            rate = gradient @ (turn.mT @ along).to(gradient)
+            parts.append(
+                rate[:, None] * pose.terms(index, self.scan.grid.shape, self.scan.grid.voxel_sizes)[:, : self.n_terms]
+            )
+        return torch.cat(parts, dim=-1)
+
+    def _update(self, volume: int, columns: Tensor, apart: Tensor, weight: Tensor) -> None:
+        heavy = columns * weight[:, None]
+        normal, right = (heavy.mT @ columns).double(), (heavy.mT @ apart).double()
+        variance = float((weight * apart.square()).sum() / weight.sum()) / _INDEPENDENT
+        ridge = 1e-9 * normal.diagonal().clamp_min(1e-12)
+        n_eddy = columns.shape[1] - 7
+        if n_eddy:
+            strength = variance / self.spread[:n_eddy].square()
+            ridge[7:] += strength
+            right[7:] += strength * (self.expected[volume, :n_eddy] - self.eddy[volume, :n_eddy])
+        step = torch.linalg.solve(normal + ridge.diag(), right)
+        change = step[None, :6]
+        largest = float(change[0, :3].norm()) + 60.0 * float(change[0, 3:].norm())
+        change = change * min(1.0, 3 * _FARTHEST / max(largest, 1e-9))
+        self.motion[volume] = pose.then(change, self.motion[volume : volume + 1])[0]
+        if n_eddy:
+            self.eddy[volume, :n_eddy] += step[7:]
+
+    # --- between rounds ------------------------------------------------------------------------------------------------
+
+    def _expect_eddy(self) -> None:
+        """Eddy currents follow the gradients: what is expected is linear in them, and the rest is a deviation from it."""
+        weighted = ~self.is_b0
+        if self.n_terms == 0 or int(weighted.sum()) < 12:
+            return
+        strength = self.scan.gtab.bvals[weighted].double().sqrt()[:, None] * self.scan.gtab.bvecs[weighted].double()
+        design = torch.cat(
+            (strength / strength.norm(dim=-1).amax(), torch.ones(len(strength), 1, dtype=torch.float64)), dim=-1
+        )
+        found = torch.linalg.lstsq(design, self.eddy[weighted]).solution
+        rest = self.eddy[weighted] - design @ found
+        self.expected[weighted] = design @ found
+        self.spread = (1.4826 * rest.abs().median(0).values).clamp(0.05, self.settings.eddy_mm)
+
+    def _judge(self) -> None:
+        """Finds the slices that lost signal."""
+        assert self.settings.outliers is not None
+        axis, wanted = self.settings.slice_axis, self.settings.outliers
+        grid, brain = self.scan.grid, Image(self.scan.grid, self.scan.mask[None].float())
+        index = _slice_index(grid.shape, axis, None, 2)
+        shape = [math.ceil(n / 2) if which != axis else n for which, n in enumerate(grid.shape)]
+        picked = tuple(slice(None) if which == axis else slice(None, None, 2) for which in range(3))
+        for volume in range(len(self.losses)):
+            points = self.place.origin_of(index, self.motion[volume], self.eddy[volume])
+            inside = brain.sample(points.float())[:, 0].reshape(shape) > 0.5
+            expected = self._predicted_at(volume, index).reshape(shape)
+            own = self.scan.signal[volume][picked].float()
+            own = own * float((own * expected)[inside].sum() / (own * own)[inside].sum().clamp_min(1e-12))
+            self.losses[volume] = slice_losses(own, expected, inside, axis, wanted.least_voxels // 4)
+        self.z = deviations(self.losses, self.scan.gtab)
+        self.lost = outlying(self.losses, self.z, wanted)
+
+    # --- weighted volumes and b=0 volumes ------------------------------------------------------------------------------
+
+    def _kinds_differ(self) -> bool:
+        return bool(self.is_b0.any()) and bool((~self.is_b0).any())
+
+    def _joined(self, aligned: Float[Tensor, "n i j k"]) -> Float[Tensor, "n i j k"]:
+        self._join(aligned)
+        return self._aligned()
+
+    def _join(self, aligned: Float[Tensor, "n i j k"]) -> None:
+        """Moves all weighted volumes together to where their mean looks like the mean b=0 image."""
+        if not self._kinds_differ():
+            return
+        assert self.level is not None
+        change = between(
+            Image(self.level.grid, aligned[self.is_b0].mean(0, keepdim=True)),
+            Image(self.level.grid, aligned[~self.is_b0].mean(0, keepdim=True)),
+            self.scan.mask,
+            self.scan.grid,
+        )
+        turn = pose.rotation_vectors(aff.rotation_part(change))
+        shift = aff.apply_affine(change, self.place.centre) - self.place.centre
+        own = torch.cat((shift, turn))[None].expand(int((~self.is_b0).sum()), -1)
+        self.motion[~self.is_b0] = pose.then(own, self.motion[~self.is_b0])
+
+    def _anchor(self) -> None:
+        """The reference becomes where the head lay in the mean of the b=0 volumes (without any, of all volumes)."""
+        anchors = self.motion[self.is_b0] if bool(self.is_b0.any()) else self.motion
+        back = pose.inverse(anchors.mean(0, keepdim=True))
+        self.motion = pose.then(back.expand(len(self.motion), -1), self.motion)
+
+
+def between(unweighted: Image, weighted: Image, mask: Bool[Tensor, "i j k"], grid: ImageGrid) -> Float[Tensor, "4 4"]:
+    """The rigid way (points of the b=0 image → points of the weighted one) between two images of different contrast."""
+    start = Affine(torch.eye(4, dtype=torch.float64), unweighted.grid.space, weighted.grid.space)
+    settings = RefineSettings(rounds=(5.0, 4.0))
+    return refine(unweighted, weighted, [start], fixed_mask=Image(grid, mask[None]), settings=settings).matrix
+
+
+def _slice_index(shape: tuple[int, int, int], axis: int, number: int | None, step: int) -> Float[Tensor, "p 3"]:
+    """Voxel indices of one slice or of all, every ``step``-th voxel in the plane."""
+    ranges = [torch.arange(0, n, 1 if which == axis else step, dtype=torch.float64) for which, n in enumerate(shape)]
+    if number is not None:
+        ranges[axis] = torch.tensor([float(number)], dtype=torch.float64)
+    return torch.cartesian_prod(*ranges)
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    chosen: Tensor
+    points: Tensor
+
+
+class _Level:
+    """One resolution: how volumes are smoothed and thinned out, and the points that are compared."""
+
+    def __init__(self, scan: DWI, width: float, n_points: int) -> None:
+        sizes = scan.grid.voxel_sizes
+        sigma = [width / 2.355 / size for size in sizes]
+        self.sigma = (sigma[0], sigma[1], sigma[2])
+        strides = [max(1, min(int(width / 2 / size), n // 8)) for size, n in zip(sizes, scan.grid.shape, strict=True)]
+        self.strides = (strides[0], strides[1], strides[2])
+        affine = scan.grid.affine.clone()
+        affine[:3, :3] *= torch.tensor(strides, dtype=torch.float64)
+        shape = [math.ceil(n / stride) for n, stride in zip(scan.grid.shape, strides, strict=True)]
+        self.grid = ImageGrid((shape[0], shape[1], shape[2]), affine, scan.grid.space)
+        self.brain = self._thinned(scan.mask)
+        radius = [max(1, round(_MARGIN / size)) for size in self.grid.voxel_sizes]
+        near = smooth.dilate(self.brain, (radius[0], radius[1], radius[2]))
+        flat = near.reshape(-1).nonzero()[:, 0]
+        self.chosen = flat[:: max(1, math.ceil(len(flat) / n_points))]
+        self.points = self.grid.centres(torch.float32).reshape(-1, 3)[self.chosen]
+
+    def _thinned(self, mask: Bool[Tensor, "i j k"]) -> Bool[Tensor, "r s t"]:
+        i, j, k = self.strides
+        return mask[::i, ::j, ::k]
+
+    def smoothed(self, values: Float[Tensor, "1 i j k"]) -> Float[Tensor, "1 r s t"]:
+        i, j, k = self.strides
+        return smooth.gaussian(values, self.sigma)[:, ::i, ::j, ::k].contiguous()
+
+    def gradient(self, values: Float[Tensor, "r s t"]) -> Float[Tensor, "p 3"]:
+        """Per mm, along RAS+."""
+        steps = torch.stack([_central(values, axis) for axis in range(3)], dim=-1).reshape(-1, 3)
+        return steps @ self.grid.inverse_affine[:3, :3].to(steps)
+
+
+def _central(values: Float[Tensor, "r s t"], axis: int) -> Float[Tensor, "r s t"]:
+    """Central differences along an axis, one-sided at the ends."""
+    return torch.gradient(values, dim=axis)[0]

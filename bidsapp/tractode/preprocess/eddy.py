@@ -1,0 +1,106 @@
+"""Where every voxel of a corrected series was in each volume as it was scanned: head motion, eddy currents and susceptibility at once.
+
+J. L. R. Andersson, S. N. Sotiropoulos, NeuroImage 125:1063 (2016), doi:10.1016/j.neuroimage.2015.10.019. A point x of the reference is at
+y = R (x − c) + c + t in a volume; there eddy currents (a polynomial in y, fixed to the scanner) and the field of the head (given at x,
+it moves with the head) shift it along the phase encoding: the volume is read at y + s, and its brightness multiplied by 1 + ∂s
+(P. Jezzard, R. S. Balaban, MRM 34:65, 1995, doi:10.1002/mrm.1910340111).
+
+Departures: an echo-planar image holds no constant of the eddy field apart from a shift, so that there is none; the slope of the head's
+field is taken along the encoding axis of the reference, a few degrees from that of the volume.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tractode.fields.image import ImageGrid
+from tractode.ops import affine as aff
+from tractode.ops import epi, interpolate
+from tractode.ops import volume_pose as pose
+
+_BRIGHTEST = 4.0  # where a field stretches more, there is hardly signal to make brighter
+
+
+@dataclass(frozen=True)
+class PhaseEncoding:
+    """Stored axis (0, 1, 2); sign (±1) and total readout time (s) are needed where a field in Hz is given, not otherwise."""
+
+    axis: int
+    sign: int = 1
+    readout: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """A series' grid, the point (mm) its head turns about, its encoding, and what the field shifts (voxels) on that grid."""
+
+    grid: ImageGrid
+    centre: Float[Tensor, " 3"]
+    encoding: PhaseEncoding | None = None
+    field_shift: Float[Tensor, "1 i j k"] | None = None
+    field_slope: Float[Tensor, "1 i j k"] | None = None
+
+    @property
+    def mm_per_voxel(self) -> float:
+        """Along the phase encoding."""
+        return 1.0 if self.encoding is None else self.grid.voxel_sizes[self.encoding.axis]
+
+    def read_at(
+        self, points: Float[Tensor, "p 3"], motion: Float[Tensor, "n 6"], eddy: Float[Tensor, "n 9"]
+    ) -> tuple[Float[Tensor, "n p 3"], Float[Tensor, "n p"]]:
+        """Voxel indices at which each volume holds points of the reference (mm), and how much brighter it must be made there."""
+        there = aff.apply_affine(self.grid.inverse_affine, pose.moved(points, motion, self.centre))
+        if self.encoding is None:
+            return there, torch.ones_like(there[..., 0])
+        axis = self.encoding.axis
+        shift, slope = self.eddy_shift(there, eddy)
+        if self.field_shift is not None and self.field_slope is not None:
+            at = aff.apply_affine(self.grid.inverse_affine, points)
+            shift = shift + _near(self.field_shift, at)
+            slope = slope + _near(self.field_slope, at)
+        there = there.clone()
+        there[..., axis] += shift
+        return there, (1 + slope).clamp(0, _BRIGHTEST)
+
+    def eddy_shift(
+        self, index: Float[Tensor, "n p 3"], eddy: Float[Tensor, "n 9"]
+    ) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n p"]]:
+        """Voxels along the encoding that eddy currents shift what is at these indices, and the slope of it."""
+        assert self.encoding is not None
+        at = pose.terms(index, self.grid.shape, self.grid.voxel_sizes)
+        rate = eddy.to(at)[:, :, None] / self.mm_per_voxel
+        # A slope is voxels a voxel, which is mm a mm.
+        along = pose.slopes(at, self.encoding.axis) @ eddy.to(at)[:, :, None]
+        return (at @ rate)[..., 0], along[..., 0]
+
+    def origin_of(
+        self, index: Float[Tensor, "p 3"], motion: Float[Tensor, "6"], eddy: Float[Tensor, "9"]
+    ) -> Float[Tensor, "p 3"]:
+        """Points of the reference (mm) that one volume holds at voxel indices; the inverse of `read_at`, by three steps."""
+        motion, eddy = motion[None], eddy[None]
+        true = index
+        for _ in range(3):
+            points = pose.still(self.grid.to_world(true), motion, self.centre)[0]
+            true = true - (self.read_at(points, motion, eddy)[0][0] - index)
+        return pose.still(self.grid.to_world(true), motion, self.centre)[0]
+
+
+def geometry(
+    grid: ImageGrid,
+    centre: Float[Tensor, " 3"],
+    encoding: PhaseEncoding | None,
+    field_hz: Float[Tensor, "i j k"] | None = None,
+) -> Geometry:
+    """The geometry of a series; ``field_hz`` on its grid, where things are in the reference."""
+    if encoding is None or field_hz is None:
+        return Geometry(grid, centre, encoding)
+    shift = epi.shift_vox(field_hz, encoding.sign, encoding.readout)
+    return Geometry(grid, centre, encoding, shift[None], epi.slope(shift, encoding.axis)[None])
+
+
+def _near(values: Float[Tensor, "1 i j k"], index: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
+    return interpolate.sample(values.to(index), index, outside="nearest")[..., 0]

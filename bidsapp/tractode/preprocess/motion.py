@@ -1,0 +1,151 @@
+"""Head motion and eddy currents: each volume registered to its prediction from all the others.
+
+M. Cieslak et al., *Diffusion MRI head motion correction methods are highly accurate but impacted by denoising and sampling scheme*, HBM
+45:e26570 (2024), doi:10.1002/hbm.26570 (SHORELine: leave one out, predict, register, repeat); J. L. R. Andersson, S. N. Sotiropoulos,
+NeuroImage 125:1063 (2016), doi:10.1016/j.neuroimage.2015.10.019 (the prediction, the eddy terms).
+
+Rounds, coarse to fine: the series as it is aligned so far, smoothed, gives every volume's prediction from the others (`prediction`); each
+volume's pose (6) and eddy terms (linear, with many directions quadratic) then take Gauss–Newton steps towards it (`alignment`); b=0
+volumes go to the mean of the other b=0 volumes. Slices that lost their signal (`outliers`) are replaced by the prediction before the next
+round. The reference is where the head lay in the mean of the b=0 volumes, so that a field found on the mean raw b=0 image stays where it is.
+
+Departures: the eddy terms of all volumes are held near a linear function of their gradients, as the physics has it; a volume's
+brightness is free; which pose the weighted volumes have to the b=0 volumes is found once more at the end (`alignment.between`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tractode.fields.dwi import DWI
+from tractode.fields.gradients import GradientTable
+from tractode.fields.image import ImageGrid
+from tractode.fields.transform import Affine
+from tractode.ops import volume_pose as pose
+from tractode.preprocess.eddy import PhaseEncoding
+from tractode.preprocess.outliers import OutlierSettings
+
+Progress = Callable[[int, int], None]
+RADIUS = 50.0  # mm; a turn counts as the arc that it makes at this distance (Power 2012, doi:10.1016/j.neuroimage.2011.10.018)
+
+
+@dataclass(frozen=True)
+class MotionSettings:
+    """How to correct.
+
+    Parameters
+    ----------
+    smoothing
+        Full width at half maximum (mm) of each round's Gaussian.
+    steps
+        Gauss–Newton steps of each volume in a round.
+    points
+        At most so many points of the brain are compared.
+    eddy
+        Whether eddy terms are sought at all (where the encoding's axis is known).
+    quadratic_from
+        Number of weighted volumes from which quadratic eddy terms are sought.
+    eddy_mm
+        Standard deviation (mm at 100 mm) of what is expected of an eddy term.
+    outliers
+        ``None``: slices are not judged.
+    slice_axis
+        Stored axis across the slices.
+    """
+
+    smoothing: tuple[float, ...] = (10.0, 6.0, 4.0, 4.0)
+    steps: int = 4
+    points: int = 40_000
+    eddy: bool = True
+    quadratic_from: int = 30
+    eddy_mm: float = 2.0
+    outliers: OutlierSettings | None = field(default_factory=OutlierSettings)
+    slice_axis: int = 2
+
+    def sloppy(self) -> MotionSettings:
+        """Fewer rounds, for demonstrations."""
+        return replace(self, smoothing=(8.0, 5.0), steps=3, points=8_000)
+
+
+@dataclass(frozen=True, eq=False)
+class MotionEstimate:
+    """How the head lay in each volume, and what else happened to it.
+
+    Parameters
+    ----------
+    rigid
+        Shift (mm) and turn (rotation vector, rad; RAS+) about ``centre`` that take the reference's points to where they are in a volume.
+    eddy
+        Shift along the phase encoding: mm at 100 mm from the image's middle of u, v, w, u², v², w², uv, uw, vw (stored axes).
+    outliers, scores
+        Slices that lost signal, and how many standard deviations every slice lies from its prediction.
+    correlation
+        Of each volume, aligned, with its prediction.
+    notes
+        What was not estimated, and why.
+    """
+
+    grid: ImageGrid
+    centre: Float[Tensor, " 3"]
+    encoding: PhaseEncoding | None
+    rigid: Float[Tensor, "n 6"]
+    eddy: Float[Tensor, "n 9"]
+    outliers: Bool[Tensor, "n s"]
+    scores: Float[Tensor, "n s"]
+    correlation: Float[Tensor, " n"]
+    slice_axis: int = 2
+    notes: tuple[str, ...] = ()
+
+    def transforms(self) -> list[Affine]:
+        """From the reference to each volume, points in mm; the eddy terms are not in them."""
+        space = self.grid.space
+        return [Affine(matrix, space, space) for matrix in pose.matrices(self.rigid.double(), self.centre.double())]
+
+    def rotated(self, gtab: GradientTable) -> GradientTable:
+        """The table as the gradients lay to the head in the reference."""
+        turn = pose.rotations(self.rigid[:, 3:].double())
+        return replace(gtab, bvecs=(turn.mT @ gtab.bvecs.double()[..., None])[..., 0].to(gtab.bvecs))
+
+    def framewise_displacement(self) -> Float[Tensor, " n"]:
+        """mm from each volume to the next: sum of the shifts and of the turns' arcs; the first is 0."""
+        return framewise_displacement(self.rigid)
+
+
+def framewise_displacement(rigid: Float[Tensor, "n 6"], radius_mm: float = RADIUS) -> Float[Tensor, " n"]:
+    """mm from each volume to the next: sum of the shifts and of the turns' arcs at ``radius_mm``; the first is 0."""
+    steps = rigid.diff(dim=0).abs()
+    arcs = steps[:, :3].sum(-1) + radius_mm * steps[:, 3:].sum(-1)
+    return torch.cat((arcs.new_zeros(1), arcs))
+
+
+def why_not(gtab: GradientTable) -> str | None:
+    """Why a series cannot be corrected for motion, in words for a user; ``None`` if it can."""
+    n_b0, n_weighted = int(gtab.is_b0.sum()), int((~gtab.is_b0).sum())
+    if n_weighted < 6 and n_b0 < 2:
+        return (
+            f"motion is found from what a volume has in common with others: it needs 6 weighted volumes or 2 b=0 volumes; "
+            f"this table has {n_weighted} and {n_b0}"
+        )
+    return None
+
+
+def correct_motion(
+    scan: DWI,
+    encoding: PhaseEncoding | None = None,
+    settings: MotionSettings | None = None,
+    progress: Progress | None = None,
+    *,
+    hz: Float[Tensor, "i j k"] | None = None,
+) -> MotionEstimate:
+    """Poses, eddy terms and lost slices of a series.
+
+    ``encoding`` None: no eddy terms. ``hz``: the field of the head on the scan's grid, as it lies in the reference, where it is known; poses are then those of the undistorted head. Raises `InputDataError` (E-MOTION-TABLE) if `why_not`.
+    """
+    from tractode.preprocess.alignment import Rounds
+
+    return Rounds(scan, encoding, settings or MotionSettings(), hz).estimate(progress or (lambda done, total: None))
