@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tractode.cli.plan import disk_gb, memory_gb
+from tractode.cli.plan import disk_gb
 from tractode.cli.run import main
 from tractode.generative.codec import BundleCodec
 from tractode.generative.gentract import GenTract
@@ -31,7 +31,9 @@ def test_the_plan_and_nothing_written(bids: Path, tmp_path: Path, capsys: pytest
     assert (code, err) == (0, "")
     assert "2 participant(s), 2 dwi run(s)" in text
     assert "6 x 5 x 4 x 13 voxels of 2.00 x 2.01 x 2.01 mm; 1 b=0; b=1000 (12 directions)" in text
-    assert "model dti: will run" in text
+    assert "model dti: will run: recipe auto; the data support it" in text
+    assert "model csd: will run: recipe auto, the first of" in text
+    assert "the largest step is" in text
     assert "._sub-01_dwi.nii.gz" in text
     assert "Memory: about" in text
     assert "Disk: about" in text
@@ -43,7 +45,8 @@ def test_a_model_that_cannot_run_is_told_why(
 ) -> None:
     add_run(bids, "04", n_directions=4)
     code, text, _ = dry_run(capsys, bids, tmp_path / "out", "--participant-label", "04", "--models", "dti")
-    assert "model dti: will not run: The tensor has 7 unknowns" in text
+    assert "model dti: will not run: refused: The tensor has 7 unknowns" in text
+    assert "model csd: left out: " in text
     assert code == 0
 
 
@@ -112,8 +115,6 @@ def test_weights_and_bundles_that_are_not_there_end_the_run_before_it_starts(
 
 def test_estimates_grow_with_the_data() -> None:
     small, large = (96, 96, 60, 33), (140, 140, 92, 300)
-    assert memory_gb(small) < 3
-    assert 6 < memory_gb(large) < 12
     assert disk_gb(large, (1.5, 1.5, 1.5), 0) > 2
     assert disk_gb(small, (2.0, 2.0, 2.0), 100_000) > disk_gb(small, (2.0, 2.0, 2.0), 0)
 

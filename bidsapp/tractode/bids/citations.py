@@ -34,7 +34,7 @@ def boilerplate(facts: Mapping[str, Any]) -> str:
         ``sentences``: pairs of what a further step did, without its full stop, and the work it rests on; ``templates``:
         names; ``keys``: further works to cite. All may be absent.
     """
-    models, trackers = _distinct(facts.get("models", ())), _distinct(facts.get("trackers", ()))
+    models, trackers = facts.get("models", ()), _distinct(facts.get("trackers", ()))
     templates = list(dict.fromkeys(facts.get("templates", ())))
     paragraphs = [
         f"Results were obtained with *tractode* {tractode.__version__}, a BIDS-App {_cite('gorgolewski2016', 'gorgolewski2017')} "
@@ -43,7 +43,7 @@ def boilerplate(facts: Mapping[str, Any]) -> str:
         "Gradient tables were brought to the scanner frame by the images' own affines and checked against the images: attenuation "
         f"and fibre coherence of the table given were compared with those of its axis flips and swaps {_cite('jeurissen2014')}.",
     ]
-    paragraphs += [_model_text(model) for model in models]
+    paragraphs += dict.fromkeys(_model_text(model) for model in models)
     paragraphs += [_tracker_text(tracker) for tracker in trackers]
     paragraphs += [f"{text} {_cite(key)}." for text, key in dict.fromkeys(map(tuple, facts.get("sentences", ())))]
     if templates:
@@ -58,6 +58,7 @@ def citation_keys(facts: Mapping[str, Any]) -> list[str]:
     known = load("references")
     keys = {key.lower() for key in facts.get("keys", ())} | {key for _, key in facts.get("sentences", ())}
     keys |= set(known["always"]) | set(known["gradient_check"])
+    keys |= {key.lower() for model in facts.get("models", ()) for key in _model_keys(model)}
     for template in facts.get("templates", ()):
         keys |= set(known["template_keys"].get(template, known["template_default"])) | set(known["registration"])
     for key in list(keys):
@@ -122,21 +123,33 @@ _SDC_KEYS = {"andersson2003", "jezzard1995", "wang2017"}
 
 
 def _model_text(model: Mapping[str, Any]) -> str:
+    """The model's own sentence (``Text`` in ``spec/sidecars.yaml``), with what is known of this fit put in."""
     label = str(model.get("label", ""))
-    if label == "tensor":
-        methods = {"wls": "weighted least squares", "ols": "ordinary least squares"}
-        method = methods.get(str(model.get("FitMethod", "")).lower(), "least squares")
-        return (
-            f"Diffusion tensors {_cite('basser1994')} were fitted by {method} to the logarithm of the signal; fractional anisotropy "
-            "and mean, axial and radial diffusivity were derived from them."
-        )
-    if label == "csd":
-        return (
-            "Fibre orientation distributions were estimated by constrained spherical deconvolution of one shell, super-resolved where it has fewer directions than coefficients, "
-            f"{_cite('tournier2007')}, with a single-fibre response estimated from the data {_cite('tournier2013')}; "
-            f"conventions follow MRtrix3 {_cite('tournier2019')}."
-        )
-    return f"The model {label or 'named in the settings'} was fitted as the sidecars of its maps describe."
+    known = load("sidecars")["models"].get(label, {})
+    if "Text" not in known:
+        return f"The model {label or 'named in the settings'} was fitted as the sidecars of its maps describe."
+    words = known.get("Settings", {})
+
+    def filled(found: re.Match[str]) -> str:
+        if found[1]:
+            return _cite(*_keys_of(found[2]))
+        value = model.get(found[2])
+        return str(words.get(found[2], {}).get(str(value).lower(), "unknown" if value is None else value))
+
+    return _PLACE.sub(filled, known["Text"].strip())
+
+
+def _model_keys(model: Mapping[str, Any]) -> list[str]:
+    """Works that the model's sentence cites."""
+    text = load("sidecars")["models"].get(str(model.get("label", "")), {}).get("Text", "")
+    return [key for found in _PLACE.finditer(text) if found[1] for key in _keys_of(found[2])]
+
+
+_PLACE = re.compile(r"\{(cite:)?([^{}]+)\}")
+
+
+def _keys_of(text: str) -> list[str]:
+    return [key.strip() for key in text.split(",")]
 
 
 def _tracker_text(tracker: Mapping[str, Any]) -> str:
@@ -208,14 +221,12 @@ def _bib_entry(key: str, work: Mapping[str, Any]) -> str:
 
 
 def _distinct(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Without repetitions: two runs fitted alike are described once."""
+    """Without repetitions: two runs tracked alike are described once."""
     kept: list[Mapping[str, Any]] = []
     seen = set()
     for item in items:
         mark = (
-            item.get("label"),
             item.get("method"),
-            item.get("FitMethod"),
             item.get("StepSize"),
             item.get("n_streamlines"),
         )

@@ -17,7 +17,6 @@ RAW = "raw"
 
 
 @runtime_checkable
-@runtime_checkable
 class _Map(Protocol):
     """What a `tractode.contracts.MapSpec` says of a map."""
 
@@ -99,6 +98,14 @@ def map_sidecar(
     if response is not None:
         content["ResponseFunction"] = {"Type": "zsh", "Coefficients": [[float(c) for c in shell] for shell in response]}
     return content | _space(space, spatial_reference)
+
+
+def response_rows(response: Mapping[str, Any] | None, param: str) -> list[list[float]] | None:
+    """The coefficients of a map's response in a model's facts: of its only one, or of the tissue that the map shows."""
+    if not response:
+        return None
+    own = response if "Coefficients" in response else response.get(param, {})
+    return own.get("Coefficients") if isinstance(own, Mapping) else None
 
 
 def _encoding(components: str, sh_order: int | None) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def run_participants(request: Request) -> int:
         return _show(plan)
     for note in plan.notes:
         print(f"Note: {note}")
+    for line in plan.summary():
+        print(line, flush=True)
     if (problem := plan.resource_problem()) is not None:
         raise problem
     folders.check_output(settings.output_dir)

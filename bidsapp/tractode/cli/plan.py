@@ -17,8 +17,6 @@ from tractode.settings import Settings
 
 _GIB = 2**30
 _PARENT_GB = 0.5  # the process that schedules
-_WORKER_GB = 0.7  # an idle worker with torch and the readers loaded
-_REGISTRATION_GB = 1.8
 _N_SH = 45
 _N_SCALAR_MAPS = 10
 _MEAN_LENGTH_MM = 80  # 62 mm on a real scan of 3 mm; rather too much than too little
@@ -28,7 +26,10 @@ _SLAB_MM = 100  # no adult brain is less than this in any direction
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One dwi run. ``models`` maps each model asked for to why it cannot run, or ``None`` if it can."""
+    """One dwi run. ``models`` are those asked for, in order, each with why it runs; ``refused`` those that cannot, with the reason.
+
+    ``left_out`` holds every other model with the reason.
+    """
 
     participant: str
     name: str
@@ -39,7 +40,11 @@ class RunPlan:
     voxel_sizes: tuple[float, ...] = ()
     n_b0: int = 0
     shells: tuple[tuple[int, int], ...] = ()
-    models: dict[str, str | None] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    untracked: str = ""
+    steps_gb: dict[str, float] = field(default_factory=dict)
     generation: str = ""
     memory_gb: float = 0.0
     disk_gb: float = 0.0
@@ -79,6 +84,23 @@ class Plan:
             )
         return None
 
+    def summary(self) -> list[str]:
+        """What is said before the run starts: each run's models, what its data do not support, and the bound on memory."""
+        lines = []
+        for run in self.runs:
+            lines += [f"{run.name}: model {name}: {why}" for name, why in {**run.models, **run.refused}.items()]
+            lines += [f"{run.name}: {run.untracked}"] if run.untracked else []
+        return [*lines, self.memory_text()]
+
+    def memory_text(self) -> str:
+        """The bound on memory, for people: said before the run starts."""
+        largest = max((run for run in self.runs if run.steps_gb), key=lambda run: run.memory_gb, default=None)
+        step = ""
+        if largest is not None:
+            name = max(largest.steps_gb, key=lambda step: largest.steps_gb[step])
+            step = f"; the largest step is {name} of {largest.name}, at most {largest.memory_gb:.1f} GiB"
+        return f"Memory: about {self.memory_gb:.1f} GiB of {self.memory_limit_gb:.1f} GiB{step}"
+
     def text(self) -> str:
         """The plan for people; plain lines, so that it can be piped and searched."""
         lines = [f"Plan for {len({run.participant for run in self.runs})} participant(s), {len(self.runs)} dwi run(s)"]
@@ -86,7 +108,7 @@ class Plan:
             lines += _run_lines(run)
         lines += [f"Ignored files: {len(self.ignored)}", *(f"  {path}: {reason}" for path, reason in self.ignored)]
         lines += [f"Note: {note}" for note in self.notes]
-        lines.append(f"Memory: about {self.memory_gb:.1f} GiB of {self.memory_limit_gb:.1f} GiB")
+        lines.append(self.memory_text())
         lines.append(f"Disk: about {self.disk_gb:.1f} GiB of {self.disk_free_gb:.1f} GiB free")
         return "\n".join(lines)
 
@@ -145,9 +167,12 @@ def _plan_run(participant: Any, run: Any, settings: Settings) -> RunPlan:
 
 
 def _read_facts(run: Any, settings: Settings) -> dict[str, Any]:
-    from tractode.models import MODELS
+    from tractode.workflows.eligibility import choose, read_table
+    from tractode.workflows.memory import step_memory_gb
 
     shape, voxel_sizes, gtab = read_table(run, settings)
+    choice = choose(settings.models, gtab)
+    steps = step_memory_gb(shape, choice.models, settings)
     n_tracts = len(settings.tracking) * (1 + len(settings.output_spaces)) * len(settings.tractogram_formats)
     n_tracts += len(settings.tracking) * settings.encode_bundles
     return {
@@ -155,9 +180,13 @@ def _read_facts(run: Any, settings: Settings) -> dict[str, Any]:
         "voxel_sizes": voxel_sizes,
         "n_b0": int(gtab.is_b0.sum()),
         "shells": tuple((round(float(b)), len(index)) for b, index in gtab.shells()),
-        "models": {name: MODELS[name].why_not(gtab) for name in settings.models},
+        "models": {name: choice.reasons[name] for name in choice.models if name not in choice.refused},
+        "refused": {name: choice.reasons[name] for name in choice.models if name in choice.refused},
+        "left_out": {name: why for name, why in choice.reasons.items() if name not in choice.models},
+        "untracked": choice.untracked(settings.tracking),
+        "steps_gb": steps,
         "generation": _generation(settings, shape, voxel_sizes),
-        "memory_gb": memory_gb(shape),
+        "memory_gb": max(steps.values()),
         "disk_gb": disk_gb(shape, voxel_sizes, settings.n_streamlines * n_tracts),
     }
 
@@ -174,40 +203,6 @@ def _generation(settings: Settings, shape: tuple[int, ...], voxel_sizes: tuple[f
     least = min(n * size for n, size in zip(shape[:3], voxel_sizes, strict=True))
     fate = "will run if the registration passes" if least >= _SLAB_MM else f"will be refused: a slab of {least:.0f} mm"
     return "; ".join([f"streamlines {', '.join(methods)}: {fate}", *named])
-
-
-def read_table(run: Any, settings: Settings) -> tuple[tuple[int, ...], tuple[float, ...], Any]:
-    """Shape, voxel sizes in mm and `GradientTable` of a dwi run, from its header and its gradient files alone.
-
-    Weighted volumes without a direction are left out here: whether they are trace images that the run drops, only
-    their signal can tell.
-    """
-    import torch
-
-    from tractode.io.gradients import GradientPolicy, StoredGradients, parse_gradients, to_table
-    from tractode.io.nifti_affine import choose_affine
-    from tractode.io.nifti_header import read_header
-    from tractode.io.stream import ByteSource
-
-    with ByteSource(run.path) as source:
-        header = read_header(source)
-    affine, _ = choose_affine(header.fields, header.shape, run.path, assume_orientation=settings.assume_orientation)
-    policy = GradientPolicy(settings.bval_from_norm, settings.estimate_s0, settings.b0_threshold)
-    n_volumes = header.shape[3] if len(header.shape) > 3 else 1
-    stored, _ = parse_gradients(run.bval, run.bvec, n_volumes, policy=policy)
-    kept = ~stored.lacks_direction
-    stored = StoredGradients(stored.bvals[kept], stored.bvecs[kept], stored.is_b0[kept], stored.lacks_direction[kept])
-    axes = torch.as_tensor(affine, dtype=torch.float64)
-    voxel_sizes = tuple(float(size) for size in axes[:3, :3].norm(dim=0))
-    return tuple(int(size) for size in header.shape), voxel_sizes, to_table(stored, axes)
-
-
-def memory_gb(shape: tuple[int, ...]) -> float:
-    """GiB of a run's largest step: the scan as float32 three times, or FODs twice beside a tile, or a registration."""
-    n_voxels = shape[0] * shape[1] * shape[2]
-    scan = n_voxels * (shape[3] if len(shape) > 3 else 1) * 4 / _GIB
-    fods = n_voxels * _N_SH * 4 / _GIB
-    return _WORKER_GB + max(3 * scan, scan + fods + 1.0, 2 * fods + 1.0, _REGISTRATION_GB)
 
 
 def disk_gb(shape: tuple[int, ...], voxel_sizes: tuple[float, ...], n_streamlines: int) -> float:
@@ -232,10 +227,10 @@ def _run_lines(run: RunPlan) -> list[str]:
         sizes = " x ".join(f"{size:.2f}" for size in run.voxel_sizes)
         shells = ", ".join(f"b={b} ({n} directions)" for b, n in run.shells)
         lines.append(f"    {' x '.join(map(str, run.shape))} voxels of {sizes} mm; {run.n_b0} b=0; {shells}")
-        lines += [
-            f"    model {name}: {'will run' if why is None else f'will not run: {why}'}"
-            for name, why in run.models.items()
-        ]
-        lines += [f"    {run.generation}"] if run.generation else []
-        lines.append(f"    memory about {run.memory_gb:.1f} GiB, disk about {run.disk_gb:.2f} GiB")
+        lines += [f"    model {name}: will run: {why}" for name, why in run.models.items()]
+        lines += [f"    model {name}: will not run: {why}" for name, why in run.refused.items()]
+        lines += [f"    model {name}: left out: {why}" for name, why in run.left_out.items()]
+        lines += [f"    {text}" for text in (run.untracked, run.generation) if text]
+        largest = max(run.steps_gb, key=lambda step: run.steps_gb[step])
+        lines.append(f"    memory at most about {run.memory_gb:.1f} GiB ({largest}), disk about {run.disk_gb:.2f} GiB")
     return lines

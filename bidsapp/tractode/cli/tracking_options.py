@@ -257,7 +257,9 @@ def _check_fields(values: dict[str, Any], asked: frozenset[str], notes: list[str
     from tractode.workflows.recipe import possible_models
 
     models, trackers = possible_models(values.get("models", ("auto",))), values.get("tracking", ("sdstream",))
-    yields = {"tensor": "dti" in models, "orientations": any(_is_oriented(name) for name in models)}
+    # Those known by name first: to ask a class, its module must be imported.
+    is_oriented = "csd" in models or any(_is_oriented(name) for name in models)
+    yields = {"tensor": "dti" in models, "orientations": is_oriented}
     unfed = [name for name in trackers if not yields["tensor" if name == "tensordet" else "orientations"]]
     if unfed and "tracking" in asked:
         _conflict(

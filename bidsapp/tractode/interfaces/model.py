@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,105 +10,141 @@ from nipype.interfaces.base import traits
 
 from tractode.bids import sidecar
 from tractode.bids.manifest import StepWriter
+from tractode.bids.names import derivative
 from tractode.contracts import MapSpec, OrientationModel, SignalModel
 from tractode.errors import InputDataError
-from tractode.fields import Image, ShField
+from tractode.fields import GradientTable, Image
 from tractode.fields.sh import order_of
-from tractode.interfaces.scan import load_scan
-from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
-from tractode.models import MODELS
-from tractode.reports import figures_glyphs, figures_slices
-from tractode.reports.reportlet import Reportlet
+from tractode.interfaces.fitting import FEW_ENOUGH, SLAB, MaskedMaps, fit_blocks, read_prepared_table
+from tractode.interfaces.responses import with_responses
+from tractode.interfaces.step import Step, StepInputSpec, save_reportlets
+from tractode.io.masked_series import MaskedSeries, masked_series
+from tractode.io.nifti import read_image
+from tractode.io.notes import warning
+from tractode.models import MODELS, uncertainty
+from tractode.reports import figures_models
+
+__all__ = ["FEW_ENOUGH", "SLAB", "FitModel"]
 
 
 class FitModelInputSpec(StepInputSpec):
     run = traits.Any(mandatory=True, desc="a DwiRun")
     prepared = traits.Dict(mandatory=True, desc="outputs of PrepareDwi")
     model = traits.Str(mandatory=True, desc="a name in MODELS")
+    reason = traits.Str("", usedefault=True, desc="why this model was taken, for the report")
+    uncertainty = traits.Enum("none", "laplace", "bootstrap", usedefault=True)
+    responses = traits.List(traits.Str, [], usedefault=True, desc="response files instead of the scan's own")
 
 
 class FitModel(Step):
-    """Roles: one for each map of the model, named by its ``param``."""
+    """Roles: one for each map of the model, named by its ``param``; ``fod``, that of orientations; ``<param>-sd`` of their spread."""
 
     input_spec: ClassVar[type] = FitModelInputSpec
 
     def needs(self) -> list[Path]:
-        return [Path(self.inputs.prepared[role]) for role in ("dwi", "bval", "bvec", "mask")]
+        own = [Path(self.inputs.prepared[role]) for role in ("dwi", "bval", "bvec", "mask")]
+        return [*own, *(Path(path) for path in self.inputs.responses)]
 
     def parameters(self) -> dict[str, Any]:
-        return {"model": self.inputs.model, "device": self.inputs.job.device.partition(":")[0]}
+        return {
+            "model": self.inputs.model,
+            "device": self.inputs.job.device.partition(":")[0],
+            "uncertainty": self.inputs.uncertainty,
+            "seed": self.inputs.job.random_seed if self.inputs.uncertainty != "none" else None,
+        }
 
     def compute(self, writer: StepWriter) -> None:
         run, job = self.inputs.run, self.inputs.job
-        scan = load_scan(self.inputs.prepared, f"{run.name}_dwi", job.device)
         kind: type[SignalModel] = MODELS[self.inputs.model]
-        reason = kind.why_not(scan.gtab)
+        mask, _ = read_image(Path(self.inputs.prepared["mask"]), f"{run.name}_dwi")
+        with masked_series(Path(self.inputs.prepared["dwi"]), mask.mask, Path.cwd()) as series:
+            gtab = read_prepared_table(self.inputs.prepared, series.n_volumes, mask.grid)
+            self._refuse(kind, gtab)
+            method = self._method(writer, kind, gtab)
+            model = self._model(kind, series, gtab)
+            maps, spread = fit_blocks(
+                model, series, gtab, mask.grid, device=job.device, method=method, seed=job.random_seed
+            )
+        facts = model.facts()
+        self._write_maps(writer, kind, maps, facts)
+        if method != "none":
+            self._write_spread(writer, kind, spread, facts, method)
+        writer.facts.update(
+            model=self.inputs.model, label=kind.label, citation=kind.citation, fit=facts, reason=self.inputs.reason
+        )
+        inside = Image(mask.grid, mask.mask[None])
+        figures = figures_models.figures(kind, maps.image, inside, run.name, issubclass(kind, OrientationModel))
+        if method != "none":
+            figures += figures_models.spread(
+                [spec for spec in uncertainty.specs(kind) if spec.param in spread.values],
+                spread.image, inside, run.name, kind.label,
+            )  # fmt: skip
+        save_reportlets(writer, job.participant, figures)
+
+    def _refuse(self, kind: type[SignalModel], gtab: GradientTable) -> None:
+        reason = kind.why_not(gtab)
         if reason is not None:
             raise InputDataError(
                 f"The model {self.inputs.model} cannot be fitted: {reason}",
                 id="E-MODEL-UNFIT",
-                path=run.path,
+                path=self.inputs.run.path,
                 fix=f"leave {self.inputs.model} out of --models",
             )
-        signal = scan.voxels()
-        model = kind.for_data(signal, scan.gtab)
-        maps = {
-            param: scan.unravel(values).to("cpu")
-            for param, values in model.to_maps(model.fit(signal, scan.gtab)).items()
-        }
-        facts = model.facts()
+
+    def _method(self, writer: StepWriter, kind: type[SignalModel], gtab: GradientTable) -> str:
+        """How the spread is found; a note says why there is none where it was asked for."""
+        method: str = self.inputs.uncertainty
+        if method == "none":
+            return method
+        reason = uncertainty.why_not(kind, gtab)
+        if reason is None:
+            return method
+        note = warning("W-MODEL-SPREAD", f"{self.inputs.run.name}: no uncertainty of {self.inputs.model}: {reason}")
+        writer.facts["notes"] = [{"level": note.level, "id": note.id, "message": note.message}]
+        return "none"
+
+    def _model(self, kind: type[SignalModel], series: MaskedSeries, gtab: GradientTable) -> SignalModel:
+        """With the responses given, else with what the scan itself tells."""
+        given = with_responses(kind, [Path(path) for path in self.inputs.responses], gtab)
+        if given is not None:
+            return given
+        return kind.for_data(series.sample(FEW_ENOUGH).to(self.inputs.job.device), gtab)
+
+    def _write_maps(self, writer: StepWriter, kind: type[SignalModel], maps: MaskedMaps, facts: dict[str, Any]) -> None:
         for spec in kind.maps:
-            self._write_map(writer, kind, spec, maps[spec.param], facts)
-        writer.facts.update(model=self.inputs.model, label=kind.label, citation=kind.citation, fit=facts)
-        save_reportlets(
-            writer, job.participant, _figures(kind, maps, Image(scan.grid, scan.mask[None].cpu()), run.name)
-        )
+            self._write(writer, kind, spec, maps, facts, spec.param)
+        harmonics = next((spec.param for spec in kind.maps if spec.components == "sh"), None)
+        if issubclass(kind, OrientationModel) and harmonics not in (None, "fod"):
+            # What follows orientations asks for them by this name, whatever the model calls them.
+            writer.roles["fod"] = writer.roles[f"{harmonics}"]
+            writer.roles["fod-sidecar"] = writer.roles[f"{harmonics}-sidecar"]
 
-    def _write_map(
-        self, writer: StepWriter, kind: type[SignalModel], spec: MapSpec, image: Image, facts: dict[str, Any]
+    def _write_spread(
+        self, writer: StepWriter, kind: type[SignalModel], spread: MaskedMaps, facts: dict[str, Any], method: str
     ) -> None:
-        run = self.inputs.run
-        response = facts.get("ResponseFunction")
+        for spec in uncertainty.specs(kind):
+            if spec.param in spread.values:
+                known = {**facts, "UncertaintyMethod": method}
+                self._write(writer, kind, spec, spread, known, f"{spec.param}-sd", desc="sd")
+
+    def _write(
+        self,
+        writer: StepWriter,
+        kind: type[SignalModel],
+        spec: MapSpec,
+        maps: MaskedMaps,
+        facts: dict[str, Any],
+        role: str,
+        desc: str | None = None,
+    ) -> None:
+        """A map and its sidecar."""
         content = sidecar.map_sidecar(
-            spec, kind.label, {k: v for k, v in facts.items() if k != "ResponseFunction"}, [Path(self.inputs.prepared["dwi"])], None,
-            response=response["Coefficients"] if response else None,
-            sh_order=order_of(image.values.shape[0]) if spec.components == "sh" else None,
+            spec, kind.label, {k: v for k, v in facts.items() if k != "ResponseFunction"},
+            [Path(self.inputs.prepared["dwi"])], None,
+            response=sidecar.response_rows(facts.get("ResponseFunction"), spec.param),
+            sh_order=order_of(maps.values[spec.param].shape[1]) if spec.components == "sh" else None,
         )  # fmt: skip
-        write_with_sidecar(
-            writer,
-            spec.param,
-            image,
-            content,
-            run.entities,
-            datatype="dwi",
-            model=kind.label,
-            param=spec.param,
-            suffix="dwimap",
-        )
-
-
-def _figures(kind: type[SignalModel], maps: dict[str, Image], mask: Image, run: str) -> list[Reportlet]:
-    """One picture a scalar map; colours where there is a direction; glyphs where there are harmonics."""
-    figures = []
-    section = "fod" if issubclass(kind, OrientationModel) else kind.label
-    for spec in kind.maps:
-        image = maps[spec.param]
-        if spec.components == "scalar" and spec.invariant:
-            figures.append(
-                figures_slices.scalar_map(
-                    image,
-                    mask,
-                    spec.param,
-                    description=spec.description,
-                    units=spec.units,
-                    run=run,
-                    model=kind.label,
-                    section=section,
-                )
-            )
-        elif spec.components == "unit3vector" and "fa" in maps:
-            figures.append(figures_slices.colour_fa(maps["fa"], image, mask, run=run, section=section))
-        elif spec.components == "sh":
-            field = ShField(image.grid, image.values, order_of(image.values.shape[0]))
-            figures += figures_glyphs.fod_glyphs(field, maps.get("afd", mask), mask, run=run)
-    return figures
+        name = {"datatype": "dwi", "model": kind.label, "param": spec.param, "suffix": "dwimap", "desc": desc}
+        entities = self.inputs.run.entities
+        writer.write(role, derivative(entities, extension=".nii.gz", **name), partial(maps.write, name=spec.param))
+        writer.write_json(f"{role}-sidecar", derivative(entities, extension=".json", **name), content)

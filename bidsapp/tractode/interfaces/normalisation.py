@@ -16,7 +16,7 @@ from nipype.interfaces.base import isdefined, traits
 
 from tractode.bids import sidecar
 from tractode.bids.manifest import StepWriter
-from tractode.bids.names import derivative, sidecar_of
+from tractode.bids.names import derivative, parse, sidecar_of
 from tractode.bids.templates import load_template
 from tractode.contracts import MapSpec
 from tractode.fields import Image, ImageGrid, ShField, TensorField, Transform
@@ -74,7 +74,8 @@ class NormaliseDwi(LinkedStep):
         found = []
         for name, outputs in zip(self.inputs.models, self.inputs.fits, strict=True):
             kind = MODELS[name]
-            found += [(kind.label, Path(outputs[s.param]), s) for s in kind.maps if s.invariant or can_turn(s)]
+            specs = (s for s in kind.maps if s.param in outputs and (s.invariant or can_turn(s)))
+            found += [(kind.label, Path(outputs[s.param]), s) for s in specs]
         return found
 
     def needs(self) -> list[Path]:
@@ -168,9 +169,11 @@ class NormaliseDwi(LinkedStep):
                 sh_order=order_of(image.values.shape[0]) if spec.components == "sh" else None,
                 space=target.name, spatial_reference=self._reference,
             )  # fmt: skip
+            desc = _desc_of(path)
             write_with_sidecar(
-                writer, f"{label}-{spec.param}", moved, content | facts, run.entities,
+                writer, f"{label}-{spec.param}{f'-{desc}' if desc else ''}", moved, content | facts, run.entities,
                 datatype="dwi", space=target.name, model=label, param=spec.param, suffix="dwimap",
+                **({"desc": desc} if desc else {}),
             )  # fmt: skip
             if spec.components == "scalar":
                 written[f"{label}-{spec.param}"] = moved
@@ -227,6 +230,12 @@ _CITED = {
         "alexander2001",
     ),
 }
+
+
+def _desc_of(path: Path) -> str | None:
+    """The ``desc`` of a map's name, as that of normalised tissues."""
+    parsed = parse(path)
+    return parsed[0].get("desc") if parsed else None
 
 
 def can_turn(spec: MapSpec) -> bool:

@@ -1,7 +1,8 @@
-"""The masked voxels of a series, read volume by volume and handed out by slabs of voxels: memory is bounded whatever the series.
+"""The masked voxels of a series, handed out by blocks of voxels with all their volumes: memory is bounded whatever the series.
 
-A series is stored volume after volume and a model wants all volumes of a voxel, so every slab needs the whole file. It is
-read once: what lies in the mask is kept in memory where that is little, else in a nameless file on disk.
+A series is stored volume after volume and a model wants all volumes of a voxel. Of a plain ``.nii`` each block is read where it
+lies, once. A compressed file can only be read from its beginning: what lies in the mask is kept in memory where that is
+little, else in a nameless file on disk. Voxels come in the order in which they are stored (first axis fastest).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -19,45 +20,86 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tractode.fields import Image
 from tractode.io.nifti import close_voxels, stored_volumes
-from tractode.io.nifti_header import read_header
+from tractode.io.nifti_header import Header, read_header
 from tractode.io.stream import ByteSource
 
 IN_MEMORY = 1 << 30  # bytes of masked voxels that are kept in memory
+BLOCK = 1 << 16
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class MaskedSeries:
-    """``n_volumes`` float32 values of each of ``n_voxels`` voxels, in the order in which the mask ravels."""
+    """``n_volumes`` float32 values, at or above 0, of the voxels ``index`` (into a volume as it is stored).
 
+    One of ``values`` (in memory, ``(n, v)``), ``scratch`` (the same on disk) and ``plain`` (the file itself) holds them.
+    """
+
+    index: np.ndarray
     n_volumes: int
-    n_voxels: int
-    values: np.ndarray | None  # (n, v), or
-    file: IO[bytes] | None
+    values: np.ndarray | None = None
+    scratch: IO[bytes] | None = None
+    plain: tuple[IO[bytes], Header] | None = None
+    _buffers: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def rows(self, start: int, stop: int) -> Float[Tensor, "v n"]:
-        """The signals of some voxels in a row, at or above 0."""
-        stop = min(stop, self.n_voxels)
-        out = torch.empty(stop - start, self.n_volumes)
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def blocks(self, n_voxels: int = BLOCK) -> Iterator[tuple[slice, Float[Tensor, "v n"]]]:
+        """Which voxels, and their signals, which the next block overwrites."""
+        for start in range(0, len(self), n_voxels):
+            which = slice(start, min(start + n_voxels, len(self)))
+            yield which, self.rows(which)
+
+    def rows(self, which: slice) -> Float[Tensor, "v n"]:
+        """The signals of voxels in a row; the next call overwrites them."""
+        count = which.stop - which.start
+        signal = torch.from_numpy(self._buffer("rows", (count, self.n_volumes)))
+        if self.values is not None:
+            return signal.copy_(torch.from_numpy(self.values[:, which]).T)
+        volumes = self._buffer("volumes", (self.n_volumes, count))
         for n in range(self.n_volumes):
-            out[:, n] = torch.from_numpy(self._part(n, start, stop))
-        return out
+            self._read(n, which, volumes[n])
+        return signal.copy_(torch.from_numpy(volumes).T)
 
     def sample(self, at_most: int) -> Float[Tensor, "v n"]:
         """Evenly spaced voxels, all of them where there are no more than ``at_most``."""
-        step = max(1, -(-self.n_voxels // at_most))
-        out = torch.empty(len(range(0, self.n_voxels, step)), self.n_volumes)
-        for n in range(self.n_volumes):
-            out[:, n] = torch.from_numpy(self._part(n, 0, self.n_voxels)[::step].copy())
-        return out
+        step = max(1, -(-len(self) // at_most))
+        parts = [signal[-which.start % step :: step].clone() for which, signal in self.blocks()]
+        return torch.cat(parts) if parts else torch.zeros(0, self.n_volumes)
 
-    def _part(self, volume: int, start: int, stop: int) -> np.ndarray:
-        if self.values is not None:
-            return self.values[volume, start:stop]
-        assert self.file is not None
-        itemsize = np.dtype(np.float32).itemsize
-        offset = (volume * self.n_voxels + start) * itemsize
-        return np.frombuffer(bytearray(os.pread(self.file.fileno(), (stop - start) * itemsize, offset)), np.float32)
+    def _read(self, volume: int, which: slice, target: np.ndarray) -> None:
+        """One volume's part of a block."""
+        if self.scratch is not None:
+            os.preadv(self.scratch.fileno(), [target], (volume * len(self) + which.start) * 4)
+            return
+        assert self.plain is not None
+        stream, header = self.plain
+        first, size = int(self.index[which.start]), header.dtype.itemsize
+        stored = self._buffer("stored", (int(self.index[which.stop - 1]) + 1 - first,), header.dtype)
+        offset = header.offset + volume * (header.n_bytes // header.n_volumes) + first * size
+        os.preadv(stream.fileno(), [stored], offset)
+        np.take(stored, self.index[which] - first, out=target) if stored.dtype == target.dtype else np.copyto(
+            target, stored[self.index[which] - first], casting="unsafe"
+        )
+        if (header.slope, header.intercept) != (1.0, 0.0):
+            target *= header.slope
+            target += header.intercept
+        cleaned(target)
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> np.ndarray:
+        """Memory that is used again: to touch fresh pages costs more than to copy into them."""
+        size = int(np.prod(shape))
+        if name not in self._buffers or self._buffers[name].size < size:
+            self._buffers[name] = np.empty(size, dtype)
+        return self._buffers[name][:size].reshape(shape)
+
+
+def cleaned(values: np.ndarray) -> np.ndarray:
+    """Values that are not finite, or negative, become 0 in place, as where a series is read whole."""
+    np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    return np.maximum(values, 0, out=values)
 
 
 @contextmanager
@@ -66,31 +108,38 @@ def masked_series(
 ) -> Iterator[MaskedSeries]:
     """The voxels of a 4-D image inside a mask; a file in ``folder`` takes them where they are more than ``in_memory`` bytes.
 
-    Values that are not finite, or negative, become 0, as where a series is read whole.
-
     Raises
     ------
     MissingInputError, InputDataError
         The file is absent or cannot be trusted.
     """
+    index = np.flatnonzero(mask.numpy().ravel(order="F"))
     with ByteSource(path) as source:
         header = read_header(source)
-        n_volumes, n_voxels = header.n_volumes, int(mask.sum())
-        inside = mask.numpy()
-        on_disk = n_volumes * n_voxels * 4 > in_memory
-        with tempfile.TemporaryFile(dir=folder) if on_disk else _nothing() as file:
-            values = None if on_disk else np.empty((n_volumes, n_voxels), np.float32)
+        if not source.is_compressed and source.largest_size >= header.offset + header.n_bytes:
+            with path.open("rb", buffering=0) as stream:
+                yield MaskedSeries(index, header.n_volumes, plain=(stream, header))
+            return
+        on_disk = header.n_volumes * len(index) * 4 > in_memory
+        with tempfile.TemporaryFile(dir=folder) if on_disk else _nothing() as scratch:
+            values = None if on_disk else np.empty((header.n_volumes, len(index)), np.float32)
             for n, volume in enumerate(stored_volumes(source, header)):
-                kept = np.nan_to_num(volume[inside], copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-                np.maximum(kept, 0, out=kept)
+                kept = volume.T.reshape(-1)[index]
                 if values is not None:
-                    values[n] = kept
-                elif file is not None:
-                    file.write(kept.tobytes())
+                    values[n] = cleaned(kept)
+                elif scratch is not None:
+                    scratch.write(cleaned(kept).data)
             close_voxels(source, header)
-            if file is not None:
-                file.flush()
-            yield MaskedSeries(n_volumes, n_voxels, values, file)
+            if scratch is not None:
+                scratch.flush()
+            yield MaskedSeries(index, header.n_volumes, values, scratch)
+
+
+def voxel_blocks(path: Path, mask: Image, n_voxels: int = BLOCK) -> Iterator[tuple[np.ndarray, Float[Tensor, "v n"]]]:
+    """`MaskedSeries.blocks` of a file: which voxels (indices into a volume as it is stored), and their signals."""
+    with masked_series(path, mask.mask) as series:
+        for which, signal in series.blocks(n_voxels):
+            yield series.index[which], signal
 
 
 @contextmanager

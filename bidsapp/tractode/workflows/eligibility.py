@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tractode.contracts import OrientationModel
@@ -29,17 +29,29 @@ class Choice:
         Of every model: why it is fitted, why it is refused, or why it is left out.
     refused
         Asked for, and not supported by the data.
+    shape
+        That of the series, where it is known.
     """
 
     models: tuple[str, ...]
     reasons: dict[str, str]
     refused: frozenset[str] = field(default_factory=frozenset)
+    shape: tuple[int, ...] = ()
 
     @property
     def orientations(self) -> str | None:
         """The model whose orientations are followed."""
         able = [name for name in self.models if issubclass(MODELS[name], OrientationModel)]
         return next((name for name in (*PREFERRED, *able) if name in able), None)
+
+    def follows(self, method: str) -> bool:
+        """Whether a method of tracking finds the field that it follows among these models."""
+        return "dti" in self.models if method == "tensordet" else self.orientations is not None
+
+    def untracked(self, methods: Iterable[str]) -> str:
+        """Why some methods make no streamlines, in words; empty where all do."""
+        unfed = [name for name in methods if not self.follows(name)]
+        return f"no streamlines by {', '.join(unfed)}: no model yields the field to follow" if unfed else ""
 
 
 def choose(entries: Sequence[str], gtab: GradientTable | None) -> Choice:
@@ -68,10 +80,10 @@ def choose(entries: Sequence[str], gtab: GradientTable | None) -> Choice:
 def choice_of(run: Any, settings: Settings) -> Choice:
     """The models of a dwi run, by its table alone."""
     try:
-        gtab = read_table(run, settings)[2]
+        shape, _, gtab = read_table(run, settings)
     except (TractodeError, OSError):
-        gtab = None
-    return choose(settings.models, gtab)
+        return choose(settings.models, None)
+    return replace(choose(settings.models, gtab), shape=shape)
 
 
 def _taken(name: str, wish: Wanted, why_not: dict[str, str | None]) -> str:
@@ -113,7 +125,9 @@ def read_table(run: Any, settings: Settings) -> tuple[tuple[int, ...], tuple[flo
     for scan in run.scans:
         with ByteSource(scan.path) as source:
             header = read_header(source)
-        affine, _ = choose_affine(header.fields, header.shape, scan.path, assume_orientation=settings.assume_orientation)
+        affine, _ = choose_affine(
+            header.fields, header.shape, scan.path, assume_orientation=settings.assume_orientation
+        )
         own = torch.as_tensor(affine, dtype=torch.float64)
         axes = axes if shapes else own
         shapes.append(header.shape[:3])

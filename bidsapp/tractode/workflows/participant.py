@@ -27,14 +27,12 @@ from tractode.bids.found import Correction
 from tractode.bids.query import DwiRun, Participant
 from tractode.bids.templates import BUILT_IN, Template, find_template
 from tractode.bids.tissues import need_tissue_source
-from tractode.contracts import OrientationModel
 from tractode.errors import MissingInputError
 from tractode.interfaces.coregistration import CoregisterToAnat, CoregisterToTemplate
 from tractode.interfaces.distortion import EstimateField
 from tractode.interfaces.generated_comparison import CompareGenerated
 from tractode.interfaces.generation import Generate
 from tractode.interfaces.methods import is_generative, method_of
-from tractode.interfaces.model import FitModel
 from tractode.interfaces.normalisation import NormaliseDwi
 from tractode.interfaces.refinement import RefineOrientations
 from tractode.interfaces.regions import CarryRegions
@@ -44,10 +42,10 @@ from tractode.interfaces.step import Job, Step
 from tractode.interfaces.tractography import Track
 from tractode.interfaces.weights import WeightStreamlines
 from tractode.io.dwi import IngestPolicy
-from tractode.models import MODELS
 from tractode.settings import Settings, templates_among
 from tractode.workflows.anatomy import Anatomy, AnatomyBuilder
 from tractode.workflows.bundles import bundle_nodes, needs_built_in
+from tractode.workflows.models import Fits, model_nodes
 from tractode.workflows.tracking import generation_of, plan_of, region_names
 
 SENSITIVITY_SEEDS, SLOPPY_SEEDS = 50_000, 5_000
@@ -138,12 +136,12 @@ class _Builder:
         prepared = self._node(prepare, f"{run.name}_prepare-dwi", run.name, 2.0)
         if field is not None:
             self.workflow.connect([(field, prepared, [("outputs", "field"), ("facts", "field_facts")])])
-        fits = {name: self._fit(run, name, prepared) for name in settings.models}
+        fits = model_nodes(run, prepared, settings, self.workflow, self._node)
         links = self._links(run, prepared, anatomy)
         regions = self._regions(run, prepared, links) if settings.tracking else None
         fod = self._orientations(run, prepared, fits)
-        tracks = self._tracks(run, prepared, fod, fits.get("dti"), regions, links)
-        self._compare(run, prepared, fod, fits.get("dti"), regions, tracks)
+        tracks = self._tracks(run, prepared, fod, fits, regions, links)
+        self._compare(run, prepared, fod, fits.tensor, regions, tracks)
         self._weights(run, prepared, fod, tracks)
         for node in bundle_nodes(run, prepared, tracks, settings, self.workflow, self._node):
             node.inputs.template = self._built_in
@@ -166,11 +164,6 @@ class _Builder:
                 self.workflow.connect(anatomy.first, "outputs", node, "normalised_anat")
             self.fields[correction.key] = node
         return self.fields[correction.key]
-
-    def _fit(self, run: DwiRun, name: str, prepared: pe.Node) -> pe.Node:
-        node = self._node(FitModel(run=run, model=name), f"{run.name}_fit-{name}", run.name, 2.0)
-        self.workflow.connect(prepared, "outputs", node, "prepared")
-        return node
 
     def _links(self, run: DwiRun, prepared: pe.Node, anatomy: Anatomy | None) -> _Links:
         """The registrations of a run: to its anatomy and on to every template, or straight to every template."""
@@ -219,34 +212,30 @@ class _Builder:
             self._connect_links(links, self.templates[0], node)
         return node
 
-    def _orientations(self, run: DwiRun, prepared: pe.Node, fits: _Nodes) -> pe.Node | None:
-        """The node whose FOD is followed: the fit itself, or its refinement."""
-        model = self._orientation_model
+    def _orientations(self, run: DwiRun, prepared: pe.Node, fits: Fits) -> pe.Node | None:
+        """The node whose FOD is followed: the fit itself, brought to one scale or not, or its refinement."""
+        model = fits.leading
         if model is None or not self.settings.tracking or not self.settings.refine_orientations:
-            return None if model is None else fits[model]
+            return fits.orientations
         interface = RefineOrientations(run=run, model=model)
         node = self._node(interface, f"{run.name}_refine-orientations", run.name, 3.0)
         self.workflow.connect(
-            [(prepared, node, [("outputs", "prepared")]), (fits[model], node, [("outputs", "orientations")])]
+            [(prepared, node, [("outputs", "prepared")]), (fits.nodes[model], node, [("outputs", "orientations")])]
         )
         return node
-
-    @property
-    def _orientation_model(self) -> str | None:
-        return next((name for name in self.settings.models if issubclass(MODELS[name], OrientationModel)), None)
 
     def _tracks(
         self,
         run: DwiRun,
         prepared: pe.Node,
         fod: pe.Node | None,
-        tensor: pe.Node | None,
+        fits: Fits,
         regions: pe.Node | None,
         links: _Links,
     ) -> _Nodes:
-        """The streamlines of every method, followed or generated."""
-        nodes = {}
-        for method in self.settings.tracking:
+        """The streamlines of every method, followed or generated, that finds its field among the models."""
+        nodes, tensor = {}, fits.tensor
+        for method in filter(fits.choice.follows, self.settings.tracking):
             common = {"run": run, "method": method, "plan": plan_of(self.settings)}
             common["formats"] = list(self.settings.tractogram_formats)
             if is_generative(method):
@@ -301,21 +290,21 @@ class _Builder:
             for source, field in ((prepared, "prepared"), (fod, "orientations"), (track, "tractogram")):
                 self.workflow.connect(source, "outputs", node, field)
 
-    def _sensitivity(self, run: DwiRun, prepared: pe.Node, fits: _Nodes, regions: pe.Node | None) -> None:
+    def _sensitivity(self, run: DwiRun, prepared: pe.Node, fits: Fits, regions: pe.Node | None) -> None:
         """What the connection of two regions rests on, through the model itself (not a refined field)."""
-        model = self._orientation_model
+        model = fits.leading
         if not self.settings.sensitivity or model is None or regions is None:
             return
         plan, n_seeds = plan_of(self.settings), SLOPPY_SEEDS if self.settings.sloppy else SENSITIVITY_SEEDS
         interface = MapSensitivity(run=run, model=model, tracker=plan.tracker("sdstream"), n_seeds=n_seeds)
         node = self._node(interface, f"{run.name}_map-sensitivity", run.name, 3.0)
-        sources = [(prepared, "prepared"), (fits[model], "orientations"), (regions, "regions")]
-        if "dti" in fits:
-            sources.append((fits["dti"], "tensor"))
+        sources = [(prepared, "prepared"), (fits.nodes[model], "orientations"), (regions, "regions")]
+        if fits.tensor is not None:
+            sources.append((fits.tensor, "tensor"))
         for source, field in sources:
             self.workflow.connect(source, "outputs", node, field)
 
-    def _normalise(self, run: DwiRun, prepared: pe.Node, fits: _Nodes, tracks: _Nodes, links: _Links) -> None:
+    def _normalise(self, run: DwiRun, prepared: pe.Node, fits: Fits, tracks: _Nodes, links: _Links) -> None:
         """Maps, orientations and streamlines in every output space.
 
         Generated streamlines go there by themselves: a model that refuses a scan must not keep its maps from it.
@@ -324,16 +313,22 @@ class _Builder:
         targets: list[Template | None] = [*self.templates, *([None] if self.into_anatomy else [])]
         for template in targets:
             space = self.settings.anat_modality if template is None else template.name
-            self._into(run, template, space, fits, followed, links)
+            self._into(run, template, space, fits.carried(), followed, links)
             for name in tracks.keys() - followed.keys():
-                node = self._into(run, template, f"{space}-{name}", {}, {name: tracks[name]}, links)
+                node = self._into(run, template, f"{space}-{name}", [], {name: tracks[name]}, links)
                 self.workflow.connect(prepared, "outputs", node, "prepared")
 
     def _into(
-        self, run: DwiRun, template: Template | None, what: str, fits: _Nodes, tracks: _Nodes, links: _Links
+        self,
+        run: DwiRun,
+        template: Template | None,
+        what: str,
+        fits: list[tuple[str, pe.Node]],
+        tracks: _Nodes,
+        links: _Links,
     ) -> pe.Node:
         interface = NormaliseDwi(
-            run=run, models=list(fits), tracks=[method_of(name).label for name in tracks],
+            run=run, models=[name for name, _ in fits], tracks=[method_of(name).label for name in tracks],
             resolution=self.settings.output_resolution or 0.0, modulation=self.settings.fod_modulation,
         )  # fmt: skip
         node = self._node(interface, f"{run.name}_normalise-dwi-{what}", run.name, 2.5)
@@ -342,7 +337,7 @@ class _Builder:
             self._connect_links(links, template, node)
         else:
             self._connect_anatomy(links, run, node)
-        self._gather(run, f"maps-{what}", fits.values(), node, "fits")
+        self._gather(run, f"maps-{what}", [fit for _, fit in fits], node, "fits")
         self._gather(run, f"tractograms-{what}", tracks.values(), node, "tractograms")
         return node
 

@@ -70,7 +70,10 @@ def read_recipe(name_or_path: str | Path) -> Recipe:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(
-            f"The recipe is not TOML ({error})", id="E-RECIPE-TOML", path=path, fix="correct the file at the place named"
+            f"The recipe is not TOML ({error})",
+            id="E-RECIPE-TOML",
+            path=path,
+            fix="correct the file at the place named",
         ) from None
     models = table.pop("models", None)
     if not isinstance(models, list) or not models or not all(isinstance(entry, str) for entry in models):

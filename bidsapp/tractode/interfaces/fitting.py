@@ -1,0 +1,88 @@
+"""A model fitted to a series block of voxels by block, its maps kept for the masked voxels alone and written volume by volume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tractode.contracts import SignalModel
+from tractode.fields import GradientTable, Image, ImageGrid
+from tractode.io.gradients import GradientPolicy, parse_gradients, to_table
+from tractode.io.masked_series import MaskedSeries
+from tractode.io.nifti import write_volumes
+from tractode.models import uncertainty
+
+#: Voxels that are fitted at a time; a multiple of every tile size, so that results do not depend on it.
+SLAB = 1 << 16
+#: Voxels, evenly spread, from which a model learns what it must know first (a response); all of them where there are fewer.
+FEW_ENOUGH = 250_000
+
+# What `PrepareDwi` wrote needs no judging again: its b=0 volumes have b-value 0 and nothing else has.
+_OURS = GradientPolicy(estimate_s0=True, b0_threshold=0.0)
+
+
+@dataclass(eq=False)
+class MaskedMaps:
+    """Values of the masked voxels by map, ``(v, c)`` float32, in the order of a `MaskedSeries`."""
+
+    grid: ImageGrid
+    index: np.ndarray
+    values: dict[str, Float[Tensor, "v c"]] = field(default_factory=dict)
+
+    def put(self, which: slice, maps: Mapping[str, Float[Tensor, "b c"]]) -> None:
+        """One block's values of every map."""
+        for name, values in maps.items():
+            if name not in self.values:
+                self.values[name] = torch.zeros(len(self.index), values.shape[1])
+            self.values[name][which] = values.detach().to("cpu", torch.float32)
+
+    def volumes(self, name: str) -> Iterator[np.ndarray]:
+        """The map's volumes on the grid, 0 outside the mask; each overwrites the one before."""
+        flat = np.zeros(self.grid.n_voxels, np.float32)
+        for column in self.values[name].T:
+            flat[self.index] = column.numpy()
+            yield flat.reshape(self.grid.shape, order="F")
+
+    def image(self, name: str) -> Image:
+        """The map as an image."""
+        return Image(self.grid, torch.stack([torch.from_numpy(volume.copy()) for volume in self.volumes(name)]))
+
+    def write(self, path: Path, name: str) -> None:
+        """The map as a file, of which one volume is in memory at a time."""
+        write_volumes(path, self.grid, self.volumes(name), self.values[name].shape[1])
+
+
+def fit_blocks(
+    model: SignalModel,
+    series: MaskedSeries,
+    gtab: GradientTable,
+    grid: ImageGrid,
+    *,
+    device: str = "cpu",
+    method: str = "none",
+    seed: int = 0,
+) -> tuple[MaskedMaps, MaskedMaps]:
+    """Every map of the model, and where ``method`` is not ``none`` their standard deviations (`tractode.models.uncertainty`)."""
+    maps, spread = MaskedMaps(grid, series.index), MaskedMaps(grid, series.index)
+    for which, block in series.blocks(SLAB):
+        signal = block.to(device)
+        with torch.no_grad():
+            maps.put(which, model.to_maps(model.fit(signal, gtab)))
+        if method != "none":
+            # Draws are shared by all voxels: the same seed for every block makes blocks of no consequence.
+            generator = torch.Generator().manual_seed(seed)
+            found = uncertainty.standard_deviations(model, signal, gtab, method=method, generator=generator)
+            spread.put(which, found)
+    return maps, spread
+
+
+def read_prepared_table(prepared: Mapping[str, str], n_volumes: int, grid: ImageGrid) -> GradientTable:
+    """The table that `PrepareDwi` wrote, in the scanner frame."""
+    stored, _ = parse_gradients(Path(prepared["bval"]), Path(prepared["bvec"]), n_volumes, policy=_OURS)
+    return to_table(stored, grid.affine)

@@ -1,0 +1,35 @@
+"""Response functions that come from files: the user's, or the average that the group level made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tractode.contracts import SignalModel
+from tractode.errors import InputDataError
+from tractode.fields import GradientTable
+
+TISSUES = {1: ("wm",), 2: ("wm", "csf"), 3: ("wm", "gm", "csf")}
+
+
+def with_responses(kind: type[SignalModel], paths: Sequence[Path], gtab: GradientTable) -> SignalModel | None:
+    """The model with the responses of these files, ``None`` where none are given or the model takes none.
+
+    A model of one tissue takes the first, white matter; one of several takes two (white matter, CSF) or three.
+    """
+    if not paths or not hasattr(kind, "with_responses"):
+        return None
+    from tractode.io.response import load_response
+
+    tissues = TISSUES[len(paths)]
+    responses = [load_response(path, tissue) for path, tissue in zip(paths, tissues, strict=True)]
+    try:
+        return kind.with_responses(responses, gtab)
+    except ValueError as error:
+        raise InputDataError(
+            f"The responses do not suit the scan: {error}",
+            id="E-RESPONSE-TABLE",
+            path=paths[0],
+            needed="a row for each b-value of the scan, the b=0 among them",
+            fix="make them from data of the same protocol, or leave --response out",
+        ) from None

@@ -1,0 +1,62 @@
+"""How much memory the steps of a dwi run take at most, from the header and the models alone: told before the run starts.
+
+The bounds are sums of what a step holds at a time, rounded up; ``benchmarks/models_memory.py`` measures that of fitting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tractode.contracts import SignalModel
+from tractode.interfaces.model import FEW_ENOUGH, SLAB
+from tractode.io.masked_series import IN_MEMORY
+from tractode.models import MODELS
+from tractode.settings import Settings
+
+_GIB = 2**30
+_WORKER_GB = 0.7  # an idle worker with torch and the readers loaded
+_REGISTRATION_GB = 1.8
+_WORK_GB = 0.5  # tiles of a fit, compiled loops, a compressor: of fixed size
+_SH_COMPONENTS = 45
+_COMPONENTS = {"tensor": 6, "unit3vector": 3, "dec": 3, "sh": _SH_COMPONENTS}
+_BRAIN = 0.6  # no mask of a brain fills more of the field of view
+_BOOTSTRAP = 24  # samples of a slab's maps that are held beside it
+
+
+def step_memory_gb(shape: Sequence[int], models: Sequence[str], settings: Settings) -> dict[str, float]:
+    """GiB of each kind of step of a run of this shape ``(i, j, k[, n])``, at most."""
+    n_voxels, scan = math.prod(shape[:3]), math.prod(shape) * 4 / _GIB
+    fods = n_voxels * _SH_COMPONENTS * 4 / _GIB
+    steps = {
+        # The series, its brain as float64 tiles, and what a check or an interpolation makes of one volume at a time.
+        "reading and checking": _WORKER_GB + (1 + 2 * _BRAIN) * scan + 0.2,
+        "registration": _WORKER_GB + max(_REGISTRATION_GB, 2 * fods + 1.0 if settings.output_spaces else 0.0),
+    }
+    if settings.tracking:
+        steps["tracking"] = _WORKER_GB + fods + 1.0
+    if settings.refine_orientations or settings.sensitivity or settings.streamline_weights == "signal":
+        steps["what looks at signal and streamlines together"] = _WORKER_GB + 2 * scan + 2 * fods + 1.0
+    for name in models:
+        steps[f"fitting {name}"] = fit_memory_gb(shape, MODELS[name], settings.uncertainty)
+    return steps
+
+
+def fit_memory_gb(shape: Sequence[int], kind: type[SignalModel], uncertainty: str = "none") -> float:
+    """GiB of fitting one model slab by slab: what is kept of the series, a slab at work, and the maps."""
+    n_voxels, n_volumes = math.prod(shape[:3]), shape[3] if len(shape) > 3 else 1
+    brain = _BRAIN * n_voxels
+    series = min(brain * n_volumes * 4, IN_MEMORY) + n_voxels * 4 * 3
+    # What must be known first is learned from a part of the voxels, in float64.
+    learned = min(brain, FEW_ENOUGH) * n_volumes * 4 * 4 if _learns(kind) else 0
+    components = [_COMPONENTS.get(spec.components, 1) for spec in kind.maps]
+    maps = brain * 4 * (sum(components) * (1 if uncertainty == "none" else 1.5)) + 2 * n_voxels * 4 * max(components)
+    slab = min(brain, SLAB) * (n_volumes * 4 * 4 + sum(components) * 4 * 3)
+    if uncertainty != "none":
+        slab += min(brain, SLAB) * sum(components) * 4 * _BOOTSTRAP
+    return _WORKER_GB + _WORK_GB + (series + max(learned, slab + maps)) / _GIB
+
+
+def _learns(kind: type[SignalModel]) -> bool:
+    """Whether the model must know something of the scan before it is fitted."""
+    return kind.for_data.__func__ is not SignalModel.for_data.__func__  # type: ignore[attr-defined]
