@@ -47,3 +47,32 @@ def test_single_precision_differs_by_rounding_only(operator: Deconvolution, sign
     assert fast.dtype == torch.float32
     assert fast.shape == (60, sh.n_coefficients(8))
     assert (fast - exact).abs().max() < 2e-5 * exact.abs().max()
+
+
+def test_the_compiled_rounds_end_where_the_matrix_products_do(operator: Deconvolution, signals: torch.Tensor) -> None:
+    active = operator.active_set(signals)
+    fod, settled = operator.fitted(signals)
+    assert torch.equal(settled, active)
+    assert torch.allclose(fod, operator.solve(signals @ operator.forward, active), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [4, 6, 10])
+def test_other_orders_end_there_too(order: int, signals: torch.Tensor) -> None:
+    other = Deconvolution(sphere.directions(45), gaussian_response(2000.0, 1.7e-3, 0.3e-3, 1.0).coefficients, order)
+    fod, settled = other.fitted(signals)
+    assert torch.equal(settled, other.active_set(signals))
+    assert torch.allclose(fod, other.solve(signals @ other.forward, settled), rtol=1e-8, atol=1e-11)
+
+
+def test_a_result_does_not_depend_on_the_number_of_threads(operator: Deconvolution, signals: torch.Tensor) -> None:
+    many = signals.repeat(20, 1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = operator.fitted(many)[0]
+        torch.set_num_threads(2)
+        two = operator.fitted(many)[0]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(one, two)
+    assert torch.equal(one[:60], one[60:120])

@@ -45,9 +45,7 @@ def _relaxed(points: Float[Tensor, "n 3"], axial: bool) -> Float[Tensor, "n 3"]:
     """Coulomb repulsion on the sphere, in steps that shrink from a third of the mean spacing."""
     spacing = math.sqrt(4 * math.pi / (len(points) * (2 if axial else 1)))
     for step in range(_STEPS):
-        force = _repulsion(points, points)
-        if axial:
-            force = force + _repulsion(points, -points)
+        force = _axial_repulsion(points) if axial else _repulsion(points, points)
         force = force - (force * points).sum(-1, keepdim=True) * points
         largest = force.norm(dim=-1).max()
         if float(largest) < 1e-12:
@@ -61,6 +59,14 @@ def _repulsion(points: Float[Tensor, "n 3"], charges: Float[Tensor, "n 3"]) -> F
     distance = torch.cdist(points, charges, compute_mode="donot_use_mm_for_euclid_dist")
     weight = torch.where(distance > 1e-9, distance, torch.inf).pow(-3)
     return points * weight.sum(-1, keepdim=True) - weight @ charges
+
+
+def _axial_repulsion(points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    """Of the other points and of all antipodes: ``|p ∓ q|² = 2 ∓ 2 p·q``."""
+    cosine = 2 * points @ points.mT
+    near, far = (2 - cosine).fill_diagonal_(math.inf).rsqrt_(), cosine.add_(2).fill_diagonal_(4.0).rsqrt_()
+    near, far = near.square().mul_(near), far.square().mul_(far)
+    return points * (near + far).sum(-1, keepdim=True) + (far - near) @ points
 
 
 def angle(a: Float[Tensor, "*d 3"], b: Float[Tensor, "*d 3"], axial: bool = True) -> Float[Tensor, "*d"]:
