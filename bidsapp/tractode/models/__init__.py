@@ -10,5 +10,6 @@ MODELS = Registry(
         "csa": "tractode.models.csa:CSA",
         "qball": "tractode.models.q_ball:QBall",
         "gqi": "tractode.models.gqi:GQI",
+        "mapmri": "tractode.models.map_mri:MAPMRI",
     },
 )
