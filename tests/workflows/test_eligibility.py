@@ -1,0 +1,129 @@
+"""Which models a table leads to, and why; recipes that come with the app and a user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tractode.cli.parser import parse
+from tractode.contracts import table_of_shells
+from tractode.errors import ConfigurationError, MissingInputError
+from tractode.fields import GradientTable
+from tractode.models import MODELS
+from tractode.workflows.eligibility import choose
+from tractode.workflows.memory import fit_memory_gb, step_memory_gb
+from tractode.workflows.recipe import FOLDER, possible_models, read_recipe, shipped, wishes
+
+HCP = (145, 174, 145, 288)
+
+
+def lattice() -> GradientTable:
+    """A Cartesian grid in q-space, as of DSI."""
+    axis = torch.arange(-3, 4, dtype=torch.float64)
+    q = torch.cartesian_prod(axis, axis, axis)
+    q = q[q.square().sum(-1) <= 9.1]
+    b = q.square().sum(-1)
+    is_b0 = b == 0
+    return GradientTable(b / 9 * 4000, q / q.norm(dim=-1, keepdim=True).clamp_min(1e-9), is_b0)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_recipe_names_models_that_exist(name: str) -> None:
+    recipe = read_recipe(name)
+    assert recipe.description
+    assert recipe.settings == {}
+    for entry in recipe.models:
+        assert entry == "*" or set(entry.removesuffix("?").split("|")) <= set(MODELS), entry
+
+
+def test_single_shell_data_get_the_tensor_and_single_shell_deconvolution() -> None:
+    choice = choose(("auto",), table_of_shells((1000.0,), 32))
+    assert choice.models == ("dti", "csd")
+    assert choice.orientations == "csd"
+    assert not choice.refused
+    assert "not msmt_csd: " in choice.reasons["csd"]
+    assert set(choice.reasons) == set(MODELS)
+
+
+def test_multi_shell_data_get_kurtosis_and_several_tissues() -> None:
+    choice = choose(("auto",), table_of_shells((1000.0, 2000.0, 3000.0), 64))
+    assert choice.models == ("dti", "dki", "msmt_csd")
+    assert choice.orientations == "msmt_csd"
+    assert "takes msmt_csd instead" in choice.reasons["csd"]
+
+
+def test_a_grid_gets_what_needs_no_shells() -> None:
+    choice = choose(("auto",), lattice())
+    assert choice.orientations == "gqi"
+    assert "csd" not in choice.models
+
+
+def test_what_was_asked_for_by_name_is_refused_and_what_a_recipe_may_leave_out_is_left_out() -> None:
+    gtab = table_of_shells((1000.0,), 32)
+    named = choose(("dki", "dti"), gtab)
+    assert named.models == ("dki", "dti")
+    assert named.refused == {"dki"}
+    assert named.reasons["dki"].startswith("refused: ")
+    left = choose(("dti", "dki?"), gtab)
+    assert left.models == ("dti",)
+    assert not left.refused
+    assert left.reasons["dki"] == MODELS["dki"].why_not(gtab)
+    assert choose(("dki?", "dki"), gtab).refused == {"dki"}
+
+
+def test_every_wish_is_fitted_once_and_all_means_all() -> None:
+    gtab = table_of_shells((1000.0, 2000.0, 3000.0), 64)
+    every = choose(("all",), gtab)
+    assert set(every.models) == {name for name in MODELS if MODELS[name].why_not(gtab) is None}
+    assert choose(("all", "dti", "tensor"), gtab).models == every.models
+    assert set(possible_models(("auto",))) == {"dti", "dki", "msmt_csd", "csd", "gqi"}
+    assert [wish.recipe for wish in wishes(("dti", "tensor"))] == [""]
+
+
+def test_trackers_without_a_field_are_told() -> None:
+    choice = choose(("tensor",), table_of_shells((1000.0,), 32))
+    assert choice.follows("tensordet")
+    assert not choice.follows("sdstream")
+    assert "sdstream" in choice.untracked(("sdstream", "tensordet"))
+
+
+def test_a_recipe_of_ones_own_holds_settings_that_the_command_line_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('description = "x"\nmodels = ["dti", "csd"]\nn_streamlines = 7\nuncertainty = "laplace"\n')
+    words = ["/in", "/out", "participant", "--recipe", str(path)]
+    settings = parse([*words, "--uncertainty", "none"]).settings
+    assert (settings.models, settings.n_streamlines, settings.uncertainty) == (("dti", "csd"), 7, "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("models = ", ConfigurationError),
+        ('models = "dti"', ConfigurationError),
+        ('models = ["dtx"]', ConfigurationError),
+        ('models = ["dti"]\nnonsense = 1', ConfigurationError),
+        (None, MissingInputError),
+    ],
+)
+def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str | None, error: type[Exception]) -> None:
+    path = tmp_path / "mine.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(error):
+        parse(["/in", "/out", "participant", "--recipe", str(path)])
+
+
+def test_recipes_lie_beside_the_code() -> None:
+    assert {"auto", "tensor", "kurtosis", "microstructure", "orientations", "all"} == set(shipped())
+    assert FOLDER.is_dir()
+
+
+def test_the_bound_on_memory_holds_for_a_large_series_and_grows_with_the_data() -> None:
+    settings = parse(["/in", "/out", "participant"]).settings
+    small = step_memory_gb((96, 96, 60, 33), ("dti", "csd"), settings)
+    assert max(small.values()) < 3
+    for name in MODELS:
+        bound = fit_memory_gb(HCP, MODELS[name], "bootstrap")
+        assert fit_memory_gb((96, 96, 60, 33), MODELS[name]) < bound < 8, name
