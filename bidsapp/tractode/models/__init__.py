@@ -11,5 +11,6 @@ MODELS = Registry(
         "qball": "tractode.models.q_ball:QBall",
         "gqi": "tractode.models.gqi:GQI",
         "mapmri": "tractode.models.map_mri:MAPMRI",
+        "noddi": "tractode.models.noddi:NODDI",
     },
 )
