@@ -1,15 +1,14 @@
-"""The diffusion tensor, fitted to log signals by ordinary or weighted linear least squares.
+"""The diffusion tensor, fitted by linear or nonlinear least squares or by the likelihood of Rician noise.
 
 Basser, Mattiello & LeBihan, *Estimation of the effective self-diffusion tensor from the NMR spin echo*, J Magn Reson B
-1994, doi:10.1006/jmrb.1994.1037; weights of Veraart et al., *Weighted linear least squares estimation of diffusion MRI
-parameters*, NeuroImage 2013, doi:10.1016/j.neuroimage.2013.05.028. Departures: signals at or below zero are raised to
-10⁻⁴ of the voxel's largest before the logarithm; FA is cut at 1 where noise makes an eigenvalue negative.
+1994, doi:10.1006/jmrb.1994.1037; the five ways to fit are `tractode.ops.log_linear`'s. Departures: FA is cut at 1 where
+noise makes an eigenvalue negative; the logarithm's floor (see there).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,21 +17,27 @@ from torch import Tensor
 from tractode.contracts import MapSpec, SignalModel
 from tractode.errors import InputDataError
 from tractode.fields import GradientTable
-from tractode.ops import least_squares, sphere, symmetric
+from tractode.fields.needs import Needs
+from tractode.ops import least_squares, log_linear, sphere, symmetric
 
 _B_SCALE = 1000.0  # b in ms/µm² makes the columns of the design comparable
 _LARGEST_CONDITION = 200.0
-_FLOOR = 1e-4
+_TILE = 2048
 
 
 @dataclass(frozen=True)
 class DTI(SignalModel):
-    """Parameters: Dxx Dxy Dxz Dyy Dyz Dzz in mm²/s (RAS+ scanner frame), then ln S0."""
+    """Parameters: Dxx Dxy Dxz Dyy Dyz Dzz in mm²/s (RAS+ scanner frame), then ln S0.
 
-    fit_method: Literal["wls", "ols"] = "wls"
+    ``sigma`` is the noise of one channel in units of the signal, for ``rician``; without it each voxel estimates its own.
+    """
+
+    fit_method: log_linear.Method = "wls"
+    sigma: float | None = None
 
     label: ClassVar[str] = "tensor"
     citation: ClassVar[str] = "Basser1994"
+    needs: ClassVar[Needs] = Needs(n_b0=0)
     maps: ClassVar[tuple[MapSpec, ...]] = (
         MapSpec("diffusivity", "Diffusion tensor", "mm^2/s", components="tensor", invariant=False),
         MapSpec("fa", "Fractional anisotropy", "arbitrary"),
@@ -63,20 +68,11 @@ class DTI(SignalModel):
             raise InputDataError(
                 reason, id="E-DTI-TABLE", needed="6 directions that span the tensor, and b=0 or a second b-value"
             )
-        design = _design(gtab.to(signal.to(torch.float64)))
-        fitted = least_squares.in_tiles(lambda tile: self._fit_tile(tile, design), signal)
+        design = least_squares.Design(_design(gtab.to(signal.to(torch.float64))))
+        fitted = least_squares.in_tiles(
+            lambda tile: log_linear.fit(tile, design, self.fit_method, self.sigma), signal, _TILE
+        )
         return fitted / fitted.new_tensor([_B_SCALE] * 6 + [1.0])
-
-    def _fit_tile(self, signal: Float[Tensor, "t n"], design: Float[Tensor, "n 7"]) -> Float[Tensor, "t 7"]:
-        dtype, signal = signal.dtype, signal.to(torch.float64)  # rounded once, at the end
-        largest = signal.amax(-1, keepdim=True).clamp_min(torch.finfo(signal.dtype).tiny / _FLOOR)
-        logs = torch.maximum(signal, _FLOOR * largest).log()
-        ordinary = least_squares.ordinary(design, logs)
-        if self.fit_method == "ols":
-            return ordinary.to(dtype)
-        # The variance of a log signal is σ²/S²; the ordinary fit's S is less noisy than the measured one (Veraart 2013).
-        weights = (2 * (ordinary @ design.mT - logs.amax(-1, keepdim=True))).exp()
-        return least_squares.weighted(design, logs, weights).to(dtype)
 
     def to_maps(self, params: Float[Tensor, "v 7"]) -> dict[str, Float[Tensor, "v _"]]:
         tensor = params[:, :6]
