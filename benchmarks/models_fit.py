@@ -2,8 +2,8 @@
 
     python benchmarks/models_fit.py MODEL DWI.nii BVAL BVEC MASK.nii OUT.nii [--responses FILE …]
 
-Reads with the package's own readers, fits every voxel of the mask, writes the parameters as one float32 image and prints
-the seconds of each part as JSON. Where a model has a response, it is read from files of MRtrix3's format.
+Reads and fits the voxels of the mask block by block with the package's own reader, as the app does, writes the parameters as
+one float32 image and prints the seconds of each part as JSON. Where a model has a response, it is read from files of MRtrix3's format.
 """
 
 from __future__ import annotations
@@ -27,34 +27,55 @@ def main() -> int:
     parser.add_argument("--fit-method")
     arguments = parser.parse_args()
     parts: dict[str, float] = {}
+    import numpy as np
     import torch
 
-    from tractode.fields import DWI
-    from tractode.io.dwi import IngestPolicy, read_dwi
-    from tractode.io.nifti import read_image, write_image
+    from tractode.io.gradients import GradientPolicy, parse_gradients, to_table
+    from tractode.io.masked_series import masked_series
+    from tractode.io.nifti import read_image, write_volumes
     from tractode.models import MODELS
 
     kind = MODELS[arguments.model]
     at = lap(parts, "import", STARTED)
-    scan, _ = read_dwi(arguments.dwi, arguments.bval, arguments.bvec, "dwi", IngestPolicy(b0_threshold=10.0))
     mask, _ = read_image(arguments.mask, "dwi")
-    scan = DWI(scan.grid, scan.signal, scan.gtab, mask.mask)
-    at = lap(parts, "read", at)
-    signal = scan.voxels()
-    model = configured(kind, arguments.responses, scan.gtab, arguments.fit_method)
-    at = lap(parts, "arrange", at)
-    with torch.inference_mode():
-        params = model.fit(signal, scan.gtab)
-    at = lap(parts, "fit", at)
-    write_image(arguments.out, scan.unravel(params))
+    with masked_series(arguments.dwi, mask.mask) as series, torch.inference_mode():
+        stored, _ = parse_gradients(arguments.bval, arguments.bvec, series.n_volumes, policy=GradientPolicy())
+        gtab = to_table(stored, mask.grid.affine)
+        model = configured(kind, arguments.responses, gtab, arguments.fit_method)
+        fitted: np.ndarray | None = None
+        for which, signal in series.blocks():
+            at = lap(parts, "read", at)
+            params = model.fit(signal, gtab)
+            at = lap(parts, "fit", at)
+            if fitted is None:
+                fitted = np.empty((params.shape[1], len(series)), np.float32)
+            fitted[:, which] = params.mT.numpy()
+            at = lap(parts, "arrange", at)
+        assert fitted is not None
+        volume = np.zeros(mask.grid.shape, np.float32, order="F")
+
+        def volumes():
+            for row in fitted:
+                volume.T.reshape(-1)[series.index] = row
+                yield volume
+
+        write_volumes(arguments.out, mask.grid, volumes(), len(fitted))
     lap(parts, "write", at)
-    print(json.dumps({"n": len(signal), "threads": torch.get_num_threads(), "seconds": parts}))
+    print(
+        json.dumps(
+            {
+                "n": len(series),
+                "threads": torch.get_num_threads(),
+                "seconds": {k: round(v, 3) for k, v in parts.items()},
+            }
+        )
+    )
     return 0
 
 
 def lap(parts: dict[str, float], name: str, since: float) -> float:
     now = time.perf_counter()
-    parts[name] = round(now - since, 3)
+    parts[name] = parts.get(name, 0.0) + now - since
     return now
 
 
