@@ -86,8 +86,8 @@ def steps(root: Path, **request: Any) -> tuple[Any, dict[str, Any], str]:
     served = [other for other in participant.corrections if other.key == correction.key]
     found = EstimateField(job=job, step="field", corrections=served, policy=IngestPolicy()).run().outputs
     prepare = PrepareDwi(
-        job=job, step="prepare", run=correction.run, policy=IngestPolicy(), correction=correction, accept_gradients=True,
-        field=found.outputs, field_facts=found.facts,
+        job=job, step="prepare", run=correction.run, policy=IngestPolicy(), accept_gradients=True,
+        corrections={correction.run.name: correction}, fields=[found.outputs], fields_facts=[found.facts],
     )  # fmt: skip
     done = prepare.run().outputs
     return done, found.outputs, found.facts["distortion"][correction.run.name]

@@ -1,7 +1,8 @@
-"""A dwi run: ingest, brain mask, and the check of its gradient table."""
+"""A dwi run, or several as one: ingest, check of the gradient table, preprocessing, brain mask."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,116 +11,183 @@ import torch
 from nipype.interfaces.base import traits
 
 from tractode.bids import sidecar
+from tractode.bids.found import Correction, DwiRun
 from tractode.bids.manifest import StepWriter
 from tractode.bids.names import derivative
 from tractode.errors import InputDataError
 from tractode.fields import DWI, Affine, Image, ShField
+from tractode.interfaces import prepared_files, preprocess
 from tractode.interfaces.distortion import described
-from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
+from tractode.interfaces.preprocess import Part, PreprocessPlan, Steps
+from tractode.interfaces.quality_rows import scan_row
+from tractode.interfaces.step import Step, StepInputSpec, save_reportlets
 from tractode.io.dwi import IngestPolicy, check_brain, read_dwi
-from tractode.io.gradients import write_bvals, write_bvecs, write_mrtrix_gradients
 from tractode.io.nifti import read_image
 from tractode.io.notes import Note, info, warning
 from tractode.models.dti import DTI
 from tractode.ops import spherical_harmonics
-from tractode.preprocess.distortion import field_on, put_right
+from tractode.preprocess import merge
+from tractode.preprocess.distortion import field_on
 from tractode.preprocess.gradient_check import GradientVerdict, Verdict, check_gradients
 from tractode.preprocess.gradient_fixes import apply_fix
 from tractode.preprocess.mask import brain_mask, dwi_reference
-from tractode.reports import figures_distortion, figures_glyphs, figures_gradients, figures_slices
+from tractode.preprocess.resample import resample_series
+from tractode.reports import (
+    figures_distortion,
+    figures_glyphs,
+    figures_gradients,
+    figures_slices,
+)
+from tractode.reports.figures_preprocessing import Glance
 from tractode.reports.reportlet import Reportlet
 
 
 class PrepareDwiInputSpec(StepInputSpec):
     run = traits.Any(mandatory=True, desc="a DwiRun")
     policy = traits.Any(mandatory=True, desc="an IngestPolicy")
+    plan = traits.Any(PreprocessPlan(), usedefault=True, desc="a PreprocessPlan")
     accept_gradients = traits.Bool(False, usedefault=True)
     apply_gradient_fix = traits.Str("", usedefault=True)
-    correction = traits.Any(None, usedefault=True, desc="a Correction, or None where distortion is not spoken of")
-    field = traits.Dict(desc="outputs of EstimateField, where a field was sought")
-    field_facts = traits.Dict(desc="its facts")
+    corrections = traits.Dict(
+        {}, usedefault=True, desc="run → Correction; a run without one: distortion is not spoken of"
+    )
+    fields = traits.List(traits.Dict, [], usedefault=True, desc="outputs of each EstimateField")
+    fields_facts = traits.List(traits.Dict, [], usedefault=True, desc="their facts, in the same order")
 
 
 class PrepareDwi(Step):
-    """Roles: ``dwi``, ``bval``, ``bvec``, ``dwiref``, ``mask``, ``verdict``; ``uncorrected``, a b=0 image, if a field was applied."""
+    """Roles: ``dwi``, ``bval``, ``bvec``, ``dwiref``, ``mask``, ``verdict``; ``uncorrected``, a b=0 image, if a field was applied.
+
+    Tables of quality and of motion: `prepared_files`.
+    """
 
     input_spec: ClassVar[type] = PrepareDwiInputSpec
 
     def needs(self) -> list[Path]:
-        run = self.inputs.run
-        field = [Path(self.inputs.field["field"])] if self._distortion.get("applied") else []
-        return [run.path, run.bval, run.bvec, *run.sidecars, *field]
+        used = [self._field_of(scan) for scan in self.inputs.run.scans if self._decided(scan).get("applied")]
+        return list(dict.fromkeys([*self.inputs.run.files, *used]))
 
     def parameters(self) -> dict[str, Any]:
         return {
             "policy": asdict(self.inputs.policy),
+            "plan": asdict(self.inputs.plan),
             "accept": self.inputs.accept_gradients,
             "fix": self.inputs.apply_gradient_fix,
             "seed": self.inputs.job.random_seed,
-            "distortion": self._distortion,
+            "distortion": {scan.name: self._decided(scan) for scan in self.inputs.run.scans},
         }
 
-    @property
-    def _distortion(self) -> dict[str, Any]:
-        """What was decided about the run's distortion; empty where nothing was."""
-        correction = self.inputs.correction
-        if correction is None:
+    def _decided(self, scan: DwiRun) -> dict[str, Any]:
+        """What was decided about a run's distortion; empty where nothing was."""
+        correction: Correction | None = self.inputs.corrections.get(scan.name)
+        if correction is None or scan.done_by:
             return {}
-        known = (self.inputs.field_facts or {}).get("distortion", {}).get(self.inputs.run.name)
-        return known or {**described(correction), "applied": False, "reason": correction.reason}
+        known = (facts.get("distortion", {}).get(scan.name) for facts in self.inputs.fields_facts)
+        return next(filter(None, known), {**described(correction), "applied": False, "reason": correction.reason})
+
+    def _field_of(self, scan: DwiRun) -> Path:
+        """The file of the field that serves a run."""
+        pairs = zip(self.inputs.fields, self.inputs.fields_facts, strict=True)
+        return next(Path(outputs["field"]) for outputs, facts in pairs if scan.name in facts.get("distortion", {}))
 
     def compute(self, writer: StepWriter) -> None:
-        run, policy, job = self.inputs.run, self.inputs.policy, self.inputs.job
+        run, plan, job = self.inputs.run, self.inputs.plan, self.inputs.job
+        parts, raw, before = [], [], []
+        for scan in run.scans:
+            part = self._ingested(scan, writer)
+            raw.append(scan_row(part.scan, "raw"))
+            before.append(Glance.of(part.scan, part.slice_axis))
+            preprocess.clean(part, plan, job.device)
+            preprocess.find_motion(part, plan, job.device, self._hz(part))
+            parts.append(part)
+        scan, steps = self._joined(parts)
+        reference = dwi_reference(scan)
+        mask = self._masked(reference)
+        scan, mask_notes = check_brain(DWI(scan.grid, scan.signal, scan.gtab, mask.mask), run.path)
+        writer.facts["notes"] += [asdict(note) for note in mask_notes]
+        scan, shading = preprocess.even(scan, reference, plan, steps, run.done_by)
+        reference = reference if shading is None else dwi_reference(scan)
+        _describe(writer, scan)
+        self._show(writer, parts, scan, reference)
+        # The tables and the pictures of preprocessing: none where a caller wants none of it.
+        if plan != PreprocessPlan() or run.done_by:
+            after = Glance.of(scan, parts[0].slice_axis, [glance.voxels for glance in before])
+            prepared_files.write_quality(writer, job, run, parts, raw, scan)
+            save_reportlets(
+                writer, job.participant, prepared_files.figures(run, parts, steps, before, after, shading, scan)
+            )
+            prepared_files.tell(writer, parts, steps)
+        prepared_files.write_scan(writer, job, run, scan, reference, self._sidecar_facts(parts, steps))
+
+    def _ingested(self, run: DwiRun, writer: StepWriter) -> Part:
+        """A run as read, its table judged."""
+        policy, job = self.inputs.policy, self.inputs.job
         scan, notes = read_dwi(run.path, run.bval, run.bvec, f"{run.name}_dwi", policy, metadata=run.metadata)
         reference = dwi_reference(scan)
-        mask = brain_mask(reference)
-        scan = DWI(scan.grid, scan.signal, scan.gtab, mask.mask)
-        scan, mask_notes = check_brain(scan, run.path)
-        notes = [*notes, *mask_notes]
+        mask = self._masked(reference)
+        scan, mask_notes = check_brain(DWI(scan.grid, scan.signal, scan.gtab, mask.mask), run.path)
+        part = Part(run, scan, reference, self._decided(run))
         verdict = check_gradients(scan, job.generator(self.inputs.step))
-        shells = [{"b": round(b), "directions": len(index)} for b, index in scan.gtab.shells()]
-        writer.facts.update(
-            notes=[asdict(note) for note in [*notes, *self._distortion_notes()]],
-            gradients=verdict.record(),
-            shape=[*scan.grid.shape, len(scan.gtab)],
-            voxel_sizes=[round(size, 3) for size in scan.grid.voxel_sizes],
-            shells=shells,
-            n_b0=int(scan.gtab.is_b0.sum()),
-            brain_ml=round(float(scan.mask.sum()) * float(abs(scan.grid.affine[:3, :3].det())) / 1000, 1),
-        )
-        self._write_check(writer, scan, reference, verdict)
-        scan = self._judged(scan, verdict, writer)
-        if self._distortion.get("applied"):
-            self._write_uncorrected(writer, reference)
-            scan = self._undistorted(scan)
-            reference = dwi_reference(scan)
-        self._show(writer, scan, reference)
-        self._write_scan(writer, scan, reference)
+        worst = writer.facts.get("gradients")
+        writer.facts.setdefault("notes", [])
+        writer.facts["notes"] += [asdict(note) for note in [*notes, *mask_notes, *_distortion_notes(part)]]
+        if worst is None or _SEVERITY[verdict.verdict.value] > _SEVERITY[worst["verdict"]]:
+            writer.facts["gradients"] = verdict.record()
+        _describe(writer, scan)
+        self._write_check(writer, run, scan, reference, verdict)
+        part.scan = self._judged(run, scan, verdict, writer)
+        if part.distortion.get("applied"):
+            prepared_files.write_uncorrected(writer, job, run, reference)
+        return part
 
-    def _undistorted(self, scan: DWI) -> DWI:
-        """The scan where things really are, on its own grid: fetched along its encoding once, so directions stay."""
-        record, device = self._distortion, self.inputs.job.device
-        field, _ = read_image(Path(self.inputs.field["field"]), "field")
-        to_field = Affine(torch.tensor(record["to_field"], dtype=torch.float64), scan.grid.space, "field")
-        hz = field_on(field, scan.grid, to_field).to(device)
-        signal = put_right(scan.signal.to(device), hz, record["axis"], record["sign"], record["readout"]).cpu()
-        moved = DWI(scan.grid, signal, scan.gtab, scan.mask)
-        moved = DWI(scan.grid, signal, scan.gtab, brain_mask(dwi_reference(moved)).mask)
-        return check_brain(moved, self.inputs.run.path)[0]
+    def _masked(self, reference: Image) -> Image:
+        """The brain: the mask that came with a preprocessed scan, else that of its b=0 image."""
+        path = self.inputs.run.mask
+        if path is not None:
+            mask, _ = read_image(path, reference.grid.space)
+            if mask.grid.matches(reference.grid):
+                return Image(reference.grid, mask.mask[None])
+        return brain_mask(reference)
 
-    def _distortion_notes(self) -> list[Note]:
-        record, name = self._distortion, self.inputs.run.name
-        if not record:
-            return []
-        if not record["applied"]:
-            return [warning("W-SDC-NONE", f"{name}: susceptibility distortion was not corrected: {record['reason']}")]
-        said = "; ".join(text for text in (record["link"], *record["notes"]) if text)
-        by = figures_distortion.METHODS[record["kind"]]
-        return [info("N-SDC", f"{name}: susceptibility distortion was corrected by {by}{f' ({said})' if said else ''}")]
+    def _hz(self, part: Part) -> torch.Tensor | None:
+        """The field that distorts a run, on its grid, as the head lies in the reference of its motion."""
+        if not part.distortion.get("applied"):
+            return None
+        field, _ = read_image(self._field_of(part.run), "field")
+        return field_on(field, part.scan.grid, _to_field(part))
 
-    def _write_check(self, writer: StepWriter, scan: DWI, reference: Image, verdict: GradientVerdict) -> None:
+    def _joined(self, parts: list[Part]) -> tuple[DWI, Steps]:
+        """Every part interpolated once, and all of them as one series."""
+        device, first = self.inputs.job.device, parts[0]
+        steps = Steps(dict(first.steps.records))
+        scan = preprocess.interpolated(first, self._hz(first), device)
+        if len(parts) == 1:
+            return scan, steps
+        series = [scan]
+        for part in parts[1:]:
+            hz = self._hz(part)
+            way = self._way(first, scan, part, hz)
+            series.append(resample_series(part.scan, part.estimate, hz, part.encoding, scan.grid, way))
+        joined, factors = merge.merged(series)
+        names = ", ".join(part.run.name for part in parts)
+        said = ", ".join(f"{factor:.3f}" for factor in factors)
+        steps.did("combining", f"{names}; brightness multiplied by {said}", factors=[round(f, 5) for f in factors])
+        return joined, steps
+
+    def _way(self, first: Part, still: DWI, part: Part, hz: torch.Tensor | None) -> Affine:
+        """From the first run's reference to another's: through the field that serves both, else by their b=0 images."""
+        spaces = (first.scan.grid.space, part.scan.grid.space)
+        if all(one.distortion.get("applied") for one in (first, part)) and self._field_of(first.run) == self._field_of(
+            part.run
+        ):
+            return Affine(torch.linalg.inv(_to_field(part).matrix) @ _to_field(first).matrix, *spaces)
+        other = preprocess.interpolated(part, hz, self.inputs.job.device)
+        return merge.way_between(dwi_reference(still), dwi_reference(other), Image(still.grid, still.mask[None]))
+
+    def _write_check(
+        self, writer: StepWriter, run: DwiRun, scan: DWI, reference: Image, verdict: GradientVerdict
+    ) -> None:
         """The verdict and its pictures are written before it is acted on: a refused run shows why."""
-        run = self.inputs.run
         record = verdict.record()
         content = sidecar.qc_sidecar(
             "Check of the gradient table against the image",
@@ -128,7 +196,7 @@ class PrepareDwi(Step):
             **record,
         )
         writer.write_json(
-            "verdict",
+            "verdict" if run.name == self.inputs.run.name else f"verdict-{run.name}",
             derivative(run.entities, datatype="dwi", desc="gradients", suffix="qc", extension=".json"),
             content,
         )
@@ -145,33 +213,30 @@ class PrepareDwi(Step):
             figures += _compared(scan, reference, verdict.suggested_fix, run.name)
         save_reportlets(writer, self.inputs.job.participant, figures)
 
-    def _show(self, writer: StepWriter, scan: DWI, reference: Image) -> None:
+    def _show(self, writer: StepWriter, parts: list[Part], scan: DWI, reference: Image) -> None:
         """The mask as it is used, and a word on distortion where no field was sought."""
-        run, record = self.inputs.run, self._distortion
-        state = "corrected for susceptibility distortion" if record.get("applied") else "not corrected for distortion"
+        run = self.inputs.run
+        applied = all(part.distortion.get("applied") for part in parts)
+        state = "corrected for susceptibility distortion" if applied else "not corrected for distortion"
+        state = f"preprocessed by {run.done_by}" if run.done_by else state
         figures = [
             figures_slices.mosaic(
                 reference, Image(scan.grid, scan.mask[None]), desc="mask", section="dwi", run=run.name,
                 title="Mean b=0 image and brain mask", caption=f"Mean of the b=0 volumes, {state}.",
             )
         ]  # fmt: skip
-        if record and record["kind"] == "none":
-            figures.insert(0, figures_distortion.verdict(record, run=run.name))
-        if record:
-            by = figures_distortion.METHODS[record["kind"]]
-            writer.facts["distortion_correction"] = by if record["applied"] else f"none: {record['reason']}"
+        for part in parts:
+            record = part.distortion
+            if record and record["kind"] == "none":
+                figures.insert(0, figures_distortion.verdict(record, run=part.run.name))
+            if record:
+                by = figures_distortion.METHODS[record["kind"]]
+                writer.facts["distortion_correction"] = by if record["applied"] else f"none: {record['reason']}"
+        if run.done_by:
+            writer.facts["distortion_correction"] = f"as preprocessed by {run.done_by}"
         save_reportlets(writer, self.inputs.job.participant, figures)
 
-    def _write_uncorrected(self, writer: StepWriter, reference: Image) -> None:
-        run = self.inputs.run
-        content = sidecar.dwiref_sidecar(
-            [run.path, run.bval], self.inputs.job.bids_dir, "Mean of the b=0 volumes as acquired, distorted"
-        )
-        write_with_sidecar(
-            writer, "uncorrected", reference, content, run.entities, datatype="dwi", desc="uncorrected", suffix="dwiref"
-        )
-
-    def _judged(self, scan: DWI, verdict: GradientVerdict, writer: StepWriter) -> DWI:
+    def _judged(self, run: DwiRun, scan: DWI, verdict: GradientVerdict, writer: StepWriter) -> DWI:
         """Refuse a table that failed, unless the user said otherwise; what was done is written down."""
         fix = self.inputs.apply_gradient_fix
         if verdict.verdict is not Verdict.FAIL:
@@ -190,66 +255,58 @@ class PrepareDwi(Step):
         raise InputDataError(
             f"The gradient table does not fit the image: {verdict.reason}",
             id="E-GRAD-FRAME",
-            path=self.inputs.run.bvec,
+            path=run.bvec,
             needed="directions in the frame BIDS defines, so that neighbouring voxels' fibres line up",
             fix="; or ".join(ways),
         )
 
-    def _write_scan(self, writer: StepWriter, scan: DWI, reference: Image) -> None:
-        run, bids_dir = self.inputs.run, self.inputs.job.bids_dir
-        sources = [run.path, run.bval, run.bvec]
-        name = {"datatype": "dwi", "desc": "preproc", "suffix": "dwi"}
-        facts = self._distortion_facts()
-        done = (
-            "corrected for susceptibility distortion; no denoising or motion"
-            if self._distortion.get("applied")
-            else "no denoising, motion or distortion"
-        )
-        text = f"Diffusion-weighted images, checked; {done} correction was applied"
-        content = sidecar.preproc_sidecar(text, sources, bids_dir, metadata=run.metadata, **facts)
-        write_with_sidecar(writer, "dwi", Image(scan.grid, scan.signal), content, run.entities, **name)
-        self._write_tables(writer, scan, name)
-        write_with_sidecar(
-            writer,
-            "dwiref",
-            reference,
-            sidecar.dwiref_sidecar(sources, bids_dir),
-            run.entities,
-            datatype="dwi",
-            suffix="dwiref",
-        )
-        content = sidecar.mask_sidecar(sources, bids_dir, "Brain mask of the mean b=0 image")
-        write_with_sidecar(
-            writer,
-            "mask",
-            Image(scan.grid, scan.mask[None]),
-            content,
-            run.entities,
-            datatype="dwi",
-            desc="brain",
-            suffix="mask",
-        )
-
-    def _distortion_facts(self) -> dict[str, Any]:
-        """What the sidecar says of the correction; the keys are ours."""
-        record = self._distortion
-        if not record:
-            return {}
-        facts = {"SusceptibilityDistortionCorrected": record["applied"], "DistortionCorrectionReason": record["reason"]}
-        if record["applied"]:
-            facts["DistortionCorrectionMethod"] = record["kind"]
-            facts["DistortionCorrectionField"] = sidecar.bids_uri(Path(self.inputs.field["field"]), None)
+    def _sidecar_facts(self, parts: list[Part], steps: Steps) -> dict[str, Any]:
+        """What the sidecar says of preprocessing and of the correction of distortion; the keys are ours."""
+        facts: dict[str, Any] = {}
+        if self.inputs.plan != PreprocessPlan() or self.inputs.run.done_by:
+            facts["Preprocessing"] = prepared_files.said_of(parts, steps)
+        records = [part.distortion for part in parts]
+        if not all(records):
+            return facts
+        facts["SusceptibilityDistortionCorrected"] = all(record["applied"] for record in records)
+        facts["DistortionCorrectionReason"] = "; ".join(dict.fromkeys(str(record["reason"]) for record in records))
+        if facts["SusceptibilityDistortionCorrected"]:
+            used = dict.fromkeys(self._field_of(part.run) for part in parts)
+            facts["DistortionCorrectionMethod"] = records[0]["kind"]
+            facts["DistortionCorrectionField"] = sidecar.bids_uri(next(iter(used)), None)
         return facts
 
-    def _write_tables(self, writer: StepWriter, scan: DWI, name: dict[str, str]) -> None:
-        entities, affine = self.inputs.run.entities, scan.grid.affine
-        tables = {
-            "bval": (".bval", lambda path: write_bvals(scan.gtab, path)),
-            "bvec": (".bvec", lambda path: write_bvecs(scan.gtab, affine, path)),
-            "mrtrix-gradients": (".b", lambda path: write_mrtrix_gradients(scan.gtab, path)),
-        }
-        for role, (extension, write) in tables.items():
-            writer.write(role, derivative(entities, extension=extension, **name), write)
+
+def _to_field(part: Part) -> Affine:
+    """From a run's reference, where the mean of its b=0 volumes shows the head, to the field's space: it was found with that image."""
+    matrix = torch.tensor(part.distortion["to_field"], dtype=torch.float64)
+    return Affine(matrix, part.scan.grid.space, "field")
+
+
+_SEVERITY = {"PASS": 0, "INCONCLUSIVE": 1, "FAIL": 2}
+
+
+def _describe(writer: StepWriter, scan: DWI) -> None:
+    """Size and table of a scan, for the report."""
+    writer.facts.update(
+        shape=[*scan.grid.shape, len(scan.gtab)],
+        voxel_sizes=[round(size, 3) for size in scan.grid.voxel_sizes],
+        shells=[{"b": round(b), "directions": len(index)} for b, index in scan.gtab.shells()],
+        n_b0=int(scan.gtab.is_b0.sum()),
+        brain_ml=round(float(scan.mask.sum()) * float(abs(scan.grid.affine[:3, :3].det())) / 1000, 1),
+    )
+
+
+def _distortion_notes(part: Part) -> list[Note]:
+    record: Mapping[str, Any] = part.distortion
+    name = part.run.name
+    if not record:
+        return []
+    if not record["applied"]:
+        return [warning("W-SDC-NONE", f"{name}: susceptibility distortion was not corrected: {record['reason']}")]
+    said = "; ".join(text for text in (record["link"], *record["notes"]) if text)
+    by = figures_distortion.METHODS[record["kind"]]
+    return [info("N-SDC", f"{name}: susceptibility distortion was corrected by {by}{f' ({said})' if said else ''}")]
 
 
 def _compared(scan: DWI, reference: Image, fix: str, run: str) -> list[Reportlet]:

@@ -41,6 +41,12 @@ DICTIONARY: dict[str, dict[str, str]] = {
     "gradient_verdict": {"Description": "Does the gradient table fit the image: PASS, FAIL or INCONCLUSIVE"},
     "gradients_used": {"Description": "What was done with the table"},
     "distortion_correction": {"Description": "What corrected susceptibility distortion, or why nothing did"},
+    "preprocessing": {"Description": "Steps of preprocessing that were done"},
+    "raw_masked_neighbor_corr": {"Description": "Mean correlation of each weighted volume with its nearest in q-space, in the brain, as acquired", "Units": "1"},
+    "processed_masked_neighbor_corr": {"Description": "The same after preprocessing", "Units": "1"},
+    "mean_fd": {"Description": "Mean framewise displacement (shifts, and turns at 50 mm)", "Units": "mm"},
+    "max_fd": {"Description": "Largest framewise displacement", "Units": "mm"},
+    "num_bad_slices": {"Description": "Slices that had lost signal and were replaced", "Units": "1"},
     "median_fa": {"Description": "Median fractional anisotropy inside the brain mask", "Units": "1"},
     "median_md": {"Description": "Median mean diffusivity inside the brain mask", "Units": "mm^2/s"},
     "n_streamlines": {"Description": "Accepted streamlines, all methods"},
@@ -184,6 +190,9 @@ def _scan_facts(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name in ("n_b0", "brain_ml", "gradients_used", "distortion_correction"):
         if name in known:
             row[name] = known[name]
+    if "preprocessing" in known:
+        row["preprocessing"] = ", ".join(k for k, record in known["preprocessing"].items() if record["done"]) or "none"
+    row |= {name: value for name, value in known.get("image_quality", {}).items() if name in DICTIONARY}
     if "gradients" in known:
         row["gradient_verdict"] = known["gradients"].get("verdict", MISSING)
     if any("n_streamlines" in some for some in facts):

@@ -36,16 +36,15 @@ from tractode.interfaces.methods import is_generative, method_of
 from tractode.interfaces.normalisation import NormaliseDwi
 from tractode.interfaces.refinement import RefineOrientations
 from tractode.interfaces.regions import CarryRegions
-from tractode.interfaces.scan import PrepareDwi
 from tractode.interfaces.sensitivity import MapSensitivity
 from tractode.interfaces.step import Job, Step
 from tractode.interfaces.tractography import Track
 from tractode.interfaces.weights import WeightStreamlines
-from tractode.io.dwi import IngestPolicy
 from tractode.settings import Settings, templates_among
 from tractode.workflows.anatomy import Anatomy, AnatomyBuilder
 from tractode.workflows.bundles import bundle_nodes, needs_built_in
 from tractode.workflows.models import Fits, model_nodes
+from tractode.workflows.preprocessing import policy_of, prepared_node
 from tractode.workflows.tracking import generation_of, plan_of, region_names
 
 SENSITIVITY_SEEDS, SLOPPY_SEEDS = 50_000, 5_000
@@ -117,25 +116,10 @@ class _Builder:
 
     def add_run(self, run: DwiRun, anatomy: Anatomy | None) -> None:
         settings = self.settings
-        policy = IngestPolicy(
-            assume_orientation=settings.assume_orientation,
-            bval_from_norm=settings.bval_from_norm,
-            estimate_s0=settings.estimate_s0,
-            b0_threshold=settings.b0_threshold,
-            will_track=bool(settings.tracking),
-        )
-        correction = _possible(self.corrections.get(run.name), anatomy)
-        field = self._field(correction, policy, anatomy)
-        prepare = PrepareDwi(
-            run=run,
-            policy=policy,
-            accept_gradients=settings.accept_gradients,
-            apply_gradient_fix=settings.apply_gradient_fix or "",
-            correction=correction,
-        )
-        prepared = self._node(prepare, f"{run.name}_prepare-dwi", run.name, 2.0)
-        if field is not None:
-            self.workflow.connect([(field, prepared, [("outputs", "field"), ("facts", "field_facts")])])
+        known = (self.corrections.get(scan.name) for scan in run.scans)
+        corrections = [_possible(correction, anatomy) for correction in known if correction is not None]
+        fields = dict.fromkeys(filter(None, (self._field(correction, anatomy) for correction in corrections)))
+        prepared = prepared_node(run, settings, corrections, list(fields), self.workflow, self._node)
         fits = model_nodes(run, prepared, settings, self.workflow, self._node)
         links = self._links(run, prepared, anatomy)
         regions = self._regions(run, prepared, links) if settings.tracking else None
@@ -149,13 +133,15 @@ class _Builder:
         self._sensitivity(run, prepared, fits, regions)
         self._normalise(run, prepared, fits, tracks, links)
 
-    def _field(self, correction: Correction | None, policy: IngestPolicy, anatomy: Anatomy | None) -> pe.Node | None:
+    def _field(self, correction: Correction, anatomy: Anatomy | None) -> pe.Node | None:
         """The node that finds the field of a run, one for all runs that the same images serve."""
-        if correction is None or correction.kind == "none":
+        if correction.kind == "none":
             return None
         if correction.key not in self.fields:
             served = [other for other in self.corrections.values() if other.key == correction.key]
-            interface = EstimateField(corrections=served, policy=policy, is_required=self.settings.require_sdc)
+            interface = EstimateField(
+                corrections=served, policy=policy_of(self.settings), is_required=self.settings.require_sdc
+            )
             step = f"{correction.run.name}_estimate-field-{correction.kind}"
             node = self._node(interface, step, correction.run.name, 2.0)
             if correction.kind == "anatomy" and anatomy is not None:
@@ -381,9 +367,9 @@ class _Builder:
         self.workflow.connect(merge, "out", target, field)
 
 
-def _possible(correction: Correction | None, anatomy: Anatomy | None) -> Correction | None:
+def _possible(correction: Correction, anatomy: Anatomy | None) -> Correction:
     """The correction, or none where it needs the anatomy and that is not registered."""
-    if correction is None or correction.kind != "anatomy" or anatomy is not None:
+    if correction.kind != "anatomy" or anatomy is not None:
         return correction
     reason = "only the anatomical image could serve, and it is not registered without a template in --output-spaces"
     return replace(correction, kind="none", reason=reason)

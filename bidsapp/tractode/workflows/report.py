@@ -66,6 +66,7 @@ def methods(records: Iterable[StepRecord]) -> dict[str, Any]:
             facts["keys"].append(known["citation"])
         if "sentence" in known:
             facts["sentences"].append((known["sentence"], known["citation"]))
+        facts["sentences"] += [(sentence, key) for sentence, key in known.get("sentences", [])]
         if "template" in known and "folding" in known:
             facts["templates"].append(known["template"])
         if known.get("dof") == "affine":  # no anatomy: the scan itself went to the template
@@ -111,6 +112,14 @@ def _run(
         shown["table used"] = known.get("gradients_used", "none")
     if "distortion_correction" in known:
         shown["distortion corrected by"] = known["distortion_correction"]
+    if "preprocessing" in known:
+        done = [name for name, record in known["preprocessing"].items() if record["done"]]
+        shown["preprocessing"] = ", ".join(done) or "none"
+    if "mean_fd" in known.get("image_quality", {}):
+        shown["motion (mean, max mm a volume)"] = (
+            f"{known['image_quality']['mean_fd']:.2f}, {known['image_quality']['max_fd']:.2f}"
+        )
+        shown["slices replaced"] = known["image_quality"]["num_bad_slices"]
     if "n_streamlines" in known:
         shown["streamlines"] = f"{known['n_streamlines']:,} of {known['n_asked']:,}"
     if "skipped" in known:

@@ -1,0 +1,278 @@
+"""What is done to a raw scan before anything is modelled, step by step, and what is told of it; no arithmetic here.
+
+Noise, then ringing (both want the signal as it was measured), then motion with eddy currents and lost slices, then one interpolation
+that undoes these and the susceptibility, then the coils' shading. Every step can be left out; each says what became of it, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tractode.bids.found import DwiRun
+from tractode.bids.phase_encoding import encoding_of
+from tractode.errors import InputDataError, TractodeError
+from tractode.fields import DWI, Image
+from tractode.preprocess import denoise, motion
+from tractode.preprocess.bias import bias_field
+from tractode.preprocess.distortion import put_right
+from tractode.preprocess.eddy import PhaseEncoding
+from tractode.preprocess.motion import MotionEstimate, MotionSettings, correct_motion
+from tractode.preprocess.resample import resample_series
+from tractode.preprocess.unring import fraction_of, is_zero_filled, unring
+
+OFF = "none"
+
+
+@dataclass(frozen=True)
+class PreprocessPlan:
+    """Which steps: ``none``, ``auto`` (where the scan supports it) or ``on`` (or the run fails); the default does nothing."""
+
+    denoise: str = OFF
+    unring: str = OFF
+    motion: str = OFF
+    outliers: str = OFF
+    bias: str = OFF
+    sloppy: bool = False
+
+
+@dataclass
+class Steps:
+    """What became of each step: ``done``, ``why`` and its numbers, under the step's name; plain data, in order."""
+
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def did(self, name: str, what: str, **facts: Any) -> None:
+        self.records[name] = {"done": True, "why": what, **facts}
+
+    def left(self, name: str, why: str) -> None:
+        self.records[name] = {"done": False, "why": why}
+
+    def wants(self, name: str, answer: str, done_by: str, why_not: str | None) -> bool:
+        """Whether to go on with a step; what it lacks is an error if it was asked for outright."""
+        if done_by:
+            self.left(name, f"the scan came preprocessed by {done_by}")
+        elif answer == OFF:
+            self.left(name, "switched off")
+        elif why_not is not None and answer != "auto":
+            raise InputDataError(
+                f"{name.capitalize()} was asked for and cannot be done: {why_not}",
+                id="E-PREPROCESS-CANNOT",
+                needed="a scan that supports it",
+                fix="leave the option at auto, or switch the step off",
+            )
+        elif why_not is not None:
+            self.left(name, why_not)
+        else:
+            return True
+        return False
+
+    def tried(self, name: str, answer: str, act: Callable[[], Any]) -> Any:
+        """What a step gives; where it fails and was not asked for outright, nothing, and the reason is kept."""
+        try:
+            return act()
+        except InputDataError as error:
+            if answer not in ("auto", "on"):
+                raise
+            self.left(name, f"it failed: {error.found}")
+            return None
+
+
+@dataclass
+class Part:
+    """A run on its way: the scan as it is so far, and what was found on the way.
+
+    Parameters
+    ----------
+    reference
+        Mean b=0 image as acquired.
+    distortion
+        What was decided about its distortion; empty where nothing was.
+    noise
+        Standard deviation of the noise.
+    """
+
+    run: DwiRun
+    scan: DWI
+    reference: Image
+    distortion: Mapping[str, Any]
+    steps: Steps = field(default_factory=Steps)
+    noise: Image | None = None
+    estimate: MotionEstimate | None = None
+
+    @property
+    def encoding(self) -> PhaseEncoding | None:
+        """Axis, sign and readout time: those that the correction of distortion settled on, else the sidecar's."""
+        if self.distortion.get("applied"):
+            return PhaseEncoding(self.distortion["axis"], self.distortion["sign"], self.distortion["readout"])
+        found = encoding_of(self.run.metadata)
+        return None if found is None else PhaseEncoding(found.axis, found.sign or 1, found.readout or 0.0)
+
+    @property
+    def slice_axis(self) -> int:
+        return slice_axis_of(self.run.metadata)
+
+
+def slice_axis_of(metadata: Mapping[str, Any]) -> int:
+    """The stored axis across the slices: the sidecar's, else the third, else the axis that is not the phase encoding's."""
+    stated = str(metadata.get("SliceEncodingDirection", ""))[:1]
+    if stated in ("i", "j", "k"):
+        return "ijk".index(stated)
+    encoding = encoding_of(metadata)
+    return 2 if encoding is None or encoding.axis != 2 else 0
+
+
+# --- noise and ringing -----------------------------------------------------------------------------------------------------
+
+
+def clean(part: Part, plan: PreprocessPlan, device: str) -> None:
+    """Noise and ringing removed, where they are to be."""
+    _denoise(part, plan, device)
+    _unring(part, plan, device)
+
+
+def _denoise(part: Part, plan: PreprocessPlan, device: str) -> None:
+    steps, scan = part.steps, part.scan
+    lack = denoise.why_not(len(scan.gtab))
+    if lack is None and min(scan.grid.shape) < 5:
+        lack = "an axis of the image has fewer than 5 voxels"
+    if not steps.wants("denoising", plan.denoise, part.run.done_by, lack):
+        return
+    settings = denoise.DenoiseSettings(stride=4 if plan.sloppy else 2)
+    found = steps.tried("denoising", plan.denoise, lambda: denoise.denoise(scan.signal.to(device), None, settings))
+    if found is None:
+        return
+    part.noise = Image(scan.grid, found.noise.cpu()[None])
+    part.scan = replace(scan, signal=found.signal.clamp_min(0).cpu())
+    inside = part.noise.values[0][scan.mask]
+    level = float(part.reference.values[0][scan.mask].median())
+    sigma, rank = float(inside.median()), float(found.rank.cpu()[scan.mask].median())
+    snr = level / sigma if sigma > 0 else 0.0
+    steps.did(
+        "denoising",
+        f"MP-PCA; noise of {sigma:.4g} (median in the brain), b=0 signal {snr:.1f} times that, {rank:.0f} components kept of "
+        f"{len(scan.gtab)}",
+        method="MP-PCA", noise_median=_plain(sigma), snr_b0=_plain(snr), components_median=_plain(rank),
+    )  # fmt: skip
+
+
+def _unring(part: Part, plan: PreprocessPlan, device: str) -> None:
+    steps, scan, metadata = part.steps, part.scan, part.run.metadata
+    axis = part.slice_axis
+    plane = [n for k, n in enumerate(scan.grid.shape) if k != axis]
+    lack = (
+        "slices of fewer than 16 voxels along an axis"
+        if min(plane) < 16
+        else "its slices were interpolated by zero-filling, so that shifts of less than a voxel do not show the ringing"
+        if plan.unring != OFF and not part.run.done_by and is_zero_filled(scan.signal, axis)
+        else None
+    )
+    if not steps.wants("unringing", plan.unring, part.run.done_by, lack):
+        return
+    encoding, share = encoding_of(metadata), fraction_of(metadata)
+    along = None if encoding is None or encoding.axis == axis else encoding.axis
+    signal, said, partial = scan.signal.to(device), "shifts of less than a voxel", share if along is not None else 1.0
+    try:
+        found = unring(signal, slice_axis=axis, fraction=partial, encoding_axis=along)
+        said += f", for partial Fourier {share:g}" if partial < 1 else ""
+    except InputDataError as error:
+        said += f", as if all lines had been measured ({error.found})"
+        partial = 1.0
+        found = steps.tried("unringing", plan.unring, lambda: unring(signal, slice_axis=axis))
+    if found is None:
+        return
+    part.scan = replace(scan, signal=found.clamp_min(0).cpu())
+    steps.did("unringing", said, method="sub-voxel shifts", partial_fourier=partial)
+
+
+# --- motion, eddy currents, lost slices, distortion --------------------------------------------------------------------------
+
+
+def find_motion(part: Part, plan: PreprocessPlan, device: str, hz: Float[Tensor, "i j k"] | None = None) -> None:
+    """Where the head lay in each volume; ``hz`` is the field on the scan's grid, where it is known."""
+    steps, scan = part.steps, part.scan
+    lack = motion.why_not(scan.gtab) or ("the image is a single slice" if min(scan.grid.shape) < 4 else None)
+    if not steps.wants("motion", plan.motion, part.run.done_by, lack):
+        return
+    settings = MotionSettings(slice_axis=part.slice_axis)
+    settings = settings if plan.outliers != OFF else replace(settings, outliers=None)
+    settings = settings.sloppy() if plan.sloppy else settings
+    moved = DWI(scan.grid, scan.signal.to(device), scan.gtab, scan.mask.to(device))
+    field_hz = None if hz is None else hz.to(device)
+    estimate = steps.tried("motion", plan.motion, lambda: correct_motion(moved, part.encoding, settings, hz=field_hz))
+    if estimate is None:
+        return
+    part.estimate = on_cpu(estimate)
+    displacement = part.estimate.framewise_displacement()
+    shift, turn = part.estimate.rigid[:, :3].norm(dim=-1), part.estimate.rigid[:, 3:].norm(dim=-1).rad2deg()
+    steps.did(
+        "motion",
+        f"every volume registered to its prediction from the others; mean step {float(displacement.mean()):.2f} mm, "
+        f"farthest {float(shift.max()):.2f} mm and {float(turn.max()):.2f}° from the reference"
+        + "".join(f"; {note}" for note in estimate.notes),
+        method="leave-one-out prediction",
+    )  # fmt: skip
+    _tell_outliers(part, plan)
+
+
+def _tell_outliers(part: Part, plan: PreprocessPlan) -> None:
+    estimate = part.estimate
+    if plan.outliers == OFF or estimate is None:
+        part.steps.left("outliers", "switched off")
+        return
+    n, total = int(estimate.outliers.sum()), estimate.outliers.numel()
+    volumes = int(estimate.outliers.any(-1).sum())
+    said = f"{n} of {total} slices, in {volumes} volumes, had lost signal"
+    part.steps.did(
+        "outliers", f"{said} and were replaced by their prediction" if n else f"{said}: none was replaced", slices=n
+    )
+
+
+def on_cpu(estimate: MotionEstimate) -> MotionEstimate:
+    """The same numbers where the rest of the work is done."""
+    moved = {
+        name: getattr(estimate, name).cpu() for name in ("centre", "rigid", "eddy", "outliers", "scores", "correlation")
+    }
+    return replace(estimate, **moved)
+
+
+def interpolated(part: Part, hz: Float[Tensor, "i j k"] | None, device: str) -> DWI:
+    """The scan with its motion and distortion undone on its own grid, by one interpolation; as it is where there is neither."""
+    scan = part.scan
+    if part.estimate is not None:
+        return resample_series(scan, part.estimate, hz, part.encoding)
+    if hz is None:
+        return scan
+    record = part.distortion
+    # Nothing moved: along the encoding only, so directions stay.
+    signal = put_right(scan.signal.to(device), hz.to(device), record["axis"], record["sign"], record["readout"])
+    return replace(scan, signal=signal.cpu())
+
+
+# --- shading ------------------------------------------------------------------------------------------------------------
+
+
+def even(scan: DWI, reference: Image, plan: PreprocessPlan, steps: Steps, done_by: str) -> tuple[DWI, Image | None]:
+    """The scan divided by the coils' sensitivity, and that sensitivity."""
+    if not steps.wants("bias", plan.bias, done_by, None):
+        return scan, None
+    mask = Image(scan.grid, scan.mask[None])
+    try:
+        found = bias_field(reference, mask)
+    except TractodeError as error:
+        steps.left("bias", f"it failed: {error.found}")
+        return scan, None
+    inside = found.values[0][scan.mask]
+    low, high = (float(torch.quantile(inside[:: max(1, len(inside) // 500_000)], q)) for q in (0.02, 0.98))
+    steps.did("bias", f"divided by a smooth field of {low:.2f} to {high:.2f} (2nd to 98th percentile in the brain)",
+              percentiles=[_plain(low), _plain(high)])  # fmt: skip
+    return replace(scan, signal=scan.signal / found.values[0].to(scan.signal).clamp_min(0.05)), found
+
+
+def _plain(value: float) -> float:
+    return float(f"{value:.5g}")
