@@ -1,7 +1,7 @@
 """Tables that are read off the source when the documentation is built, so that they cannot be out of date.
 
 ``error-table``: every stable error ID, its exit code, and what it says. ``option-table``: the command line.
-``registry-table``: what a registry lists.
+``registry-table``: what a registry lists. ``model-table``: what diffusion models need and give.
 """
 
 from importlib import import_module
@@ -66,6 +66,20 @@ class RegistryTable(SphinxDirective):
         return [table(("name", "class", "what it is"), rows, (12, 18, 70))]
 
 
+class ModelTable(SphinxDirective):
+    """What every diffusion model needs of a gradient table, and the maps it writes, as its class declares them."""
+
+    def run(self) -> list[nodes.Node]:
+        from tractode.models import MODELS
+
+        rows = []
+        for name in MODELS:
+            kind = MODELS[name]
+            maps = ", ".join(spec.param for spec in kind.maps)
+            rows.append((name, kind.label, kind.needs.words, maps))
+        return [table(("name", "label in files", "needs at least", "maps"), rows, (12, 12, 40, 36))]
+
+
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]], widths: tuple[int, ...]) -> nodes.table:
     group = nodes.tgroup(cols=len(head))
     group += [nodes.colspec(colwidth=width) for width in widths]
@@ -89,4 +103,5 @@ def setup(app):
     app.add_directive("error-table", ErrorTable)
     app.add_directive("option-table", OptionTable)
     app.add_directive("registry-table", RegistryTable)
+    app.add_directive("model-table", ModelTable)
     return {"parallel_read_safe": True}

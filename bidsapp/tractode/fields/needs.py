@@ -46,6 +46,20 @@ class Needs:
     reach: float = 0.0
     schemes: tuple[Scheme, ...] = ANY
 
+    @property
+    def words(self) -> str:
+        """All of it in a line, for people."""
+        parts = [_counted(self.n_b0, "b=0 volume")] if self.n_b0 else []
+        if set(self.schemes) <= set(SHELLED):
+            parts.append(self._shells_wanted())
+        elif self.schemes != ANY:
+            parts.append(f"a {' or '.join(self.schemes)} scheme")
+        if self.volumes > self.shells * self.directions or not set(self.schemes) <= set(SHELLED):
+            parts.append(_counted(self.volumes, "weighted volume"))
+        if self.reach:
+            parts.append(f"b-values up to at least {self.reach:.0f} s/mm²")
+        return "; ".join(parts)
+
     def usable_shells(self, gtab: GradientTable) -> list[tuple[float, Int[Tensor, " m"]]]:
         """Those shells of the table that count, as ``(mean b, volume indices)``."""
         return [

@@ -73,7 +73,7 @@ class FitModel(Step):
             model=self.inputs.model, label=kind.label, citation=kind.citation, fit=facts, reason=self.inputs.reason
         )
         inside = Image(mask.grid, mask.mask[None])
-        figures = figures_models.figures(kind, maps.image, inside, run.name, issubclass(kind, OrientationModel))
+        figures = figures_models.figures(kind, maps.image, inside, run.name)
         if method != "none":
             figures += figures_models.spread(
                 [spec for spec in uncertainty.specs(kind) if spec.param in spread.values],

@@ -26,6 +26,8 @@ from tractode.ops import symmetric
 from tractode.preprocess.gradient_fixes import candidate_fixes, in_scanner
 from tractode.preprocess.mask import brain_mask, dwi_reference
 
+_PART = 1 << 16  # voxels; a multiple of the fit's tiles
+
 
 class Verdict(StrEnum):
     PASS = "PASS"
@@ -145,7 +147,7 @@ def _nearest_signed_permutation(axes: Float[Tensor, "3 3"]) -> Float[Tensor, "3 
 
 def _check_attenuation(dwi: DWI, mask: Bool[Tensor, "i j k"]) -> Stage:
     """Stage 4: the mean signal of each volume must fall as b rises; a volume out of order means b-values out of order."""
-    means = dwi.signal[:, mask].to(torch.float64).mean(-1)
+    means = torch.stack([volume[mask].to(torch.float64).mean() for volume in dwi.signal])
     groups = [(0.0, dwi.gtab.is_b0.nonzero().ravel()), *dwi.gtab.shells()]
     groups = [(b, index) for b, index in groups if len(index)]
     medians = [float(means[index].median()) for _, index in groups]
@@ -182,8 +184,9 @@ def _check_coherence(
 ) -> tuple[Stage, dict[str, float], tuple[float, float]]:
     """Stage 5: among 24 tables (and, where oblique, other frames) which makes neighbouring fibres line up best?"""
     index = mask.nonzero()
-    signal = dwi.signal[:, mask].mT.to(torch.float64)
-    tensor = DTI(fit_method="wls").fit(signal, dwi.gtab)[:, :6]
+    # A part at a time: all of a large scan's brain in float64 would be larger than the scan.
+    parts = (dwi.signal[:, i, j, k].mT.to(torch.float64) for i, j, k in (part.unbind(-1) for part in index.split(_PART)))
+    tensor = torch.cat([DTI(fit_method="wls").fit(part, dwi.gtab)[:, :6] for part in parts])
     values, vectors = symmetric.eigen(tensor)
     fa = symmetric.anisotropy(tensor)
     fibrous = (fa > settings.fa_threshold) & (values[:, 0] > 0) & (values[:, 0] < 4e-3) & (fa < 0.99)

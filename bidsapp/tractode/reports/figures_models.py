@@ -30,11 +30,9 @@ _WINDOWS = {
 }  # fmt: skip
 
 
-def figures(
-    kind: type[SignalModel], image_of: Callable[[str], Image], mask: Image, run: str, is_oriented: bool
-) -> list[Reportlet]:
+def figures(kind: type[SignalModel], image_of: Callable[[str], Image], mask: Image, run: str) -> list[Reportlet]:
     """Every picture of a fitted model; ``image_of`` makes one map at a time, so that not all are in memory together."""
-    section = "fod" if is_oriented else kind.label
+    section = "fod" if {"fod", "wm"} & {spec.param for spec in kind.maps if spec.components == "sh"} else kind.label
     scalars = [spec for spec in kind.maps if spec.components == "scalar"]
     shown: list[Reportlet] = []
     fractions = {spec.param.removesuffix("fraction"): spec for spec in scalars if spec.param.endswith("fraction")}
@@ -133,7 +131,7 @@ def _panel(specs: Sequence[MapSpec], image_of: Callable[[str], Image], mask: Ima
     for number, spec in enumerate(specs):
         image = image_of(spec.param)
         values = image.values[:1]
-        low, high = robust_window(values[0][inside])
+        low, high = robust_window(values[0][inside], high=0.995 if windowed else 0.98)
         window = _WINDOWS.get(spec.param) if windowed else None
         low, high = window or (0.0 if low > 0 and low < 0.5 * high else low, high)
         picture = np.nan_to_num(cut(Image(image.grid, values), plane, _STEP_MM)[..., 0].numpy())

@@ -31,8 +31,9 @@ def step_memory_gb(shape: Sequence[int], models: Sequence[str], settings: Settin
     steps = {
         # The series, its brain as float64 tiles, and what a check or an interpolation makes of one volume at a time.
         "reading and checking": _WORKER_GB + (1 + 2 * _BRAIN) * scan + 0.2,
-        "registration": _WORKER_GB + max(_REGISTRATION_GB, 2 * fods + 1.0 if settings.output_spaces else 0.0),
     }
+    if settings.output_spaces:
+        steps["registration"] = _WORKER_GB + max(_REGISTRATION_GB, 2 * fods + 1.0)
     if settings.tracking:
         steps["tracking"] = _WORKER_GB + fods + 1.0
     if settings.refine_orientations or settings.sensitivity or settings.streamline_weights == "signal":
