@@ -6,11 +6,13 @@ MODELS = Registry(
     "diffusion model",
     {
         "dti": "tractode.models.dti:DTI",
+        "dki": "tractode.models.dki:DKI",
         "csd": "tractode.models.csd:CSD",
         "csa": "tractode.models.csa:CSA",
         "qball": "tractode.models.q_ball:QBall",
         "gqi": "tractode.models.gqi:GQI",
         "mapmri": "tractode.models.map_mri:MAPMRI",
         "noddi": "tractode.models.noddi:NODDI",
+        "ballsticks": "tractode.models.ball_and_sticks:BallAndSticks",
     },
 )

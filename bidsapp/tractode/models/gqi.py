@@ -56,12 +56,7 @@ class GQI(OrientationModel):
 
     @classmethod
     def why_not(cls, gtab: GradientTable) -> str | None:
-        if reason := super().why_not(gtab):
-            return reason
-        directions = gtab.bvecs[~gtab.is_b0].to(torch.float64)
-        if int(torch.linalg.matrix_rank(sh.basis(directions, 2), rtol=1e-3)) < sh.n_coefficients(2):
-            return f"The {len(directions)} weighted volumes lie in a plane or repeat each other; they do not support order 2"
-        return None
+        return super().why_not(gtab) or odf.not_spanning(gtab)
 
     def facts(self) -> dict[str, Any]:
         return {"Order": self.order, "Kernel": self.method, "SamplingLength": self.sampling_length}

@@ -27,7 +27,8 @@ from tractode.ops import least_squares, symmetric, watson
 from tractode.ops import spherical_harmonics as sh
 from tractode.ops.levenberg_marquardt import levenberg_marquardt
 
-_TILE = 1024
+_TILE = 256  # the blocks of the search
+_TOLERANCE = 1e-7
 _B_SCALE = 1000.0
 _ORDER = 16  # of the expansion of a stick's signal: 1e-7 for b·d up to 8
 _START_ORDER = 4
@@ -97,7 +98,9 @@ class NODDI(SignalModel):
 
         with torch.no_grad():
             start = self._start(relative.detach(), gtab)
-        x = levenberg_marquardt(mixture, relative, start, n_iterations=60)
+        x = levenberg_marquardt(
+            mixture, relative, start, linearised=lambda x: self._linearised(x, gtab, table), tolerance=_TOLERANCE
+        )
         axis, kappa = _axis_and_kappa(x[:, 3:])
         spread = axis * (2 / math.pi * torch.atan(kappa))[:, None]
         spread = torch.where(spread[:, 2:] < 0, -spread, spread)
@@ -114,10 +117,7 @@ class NODDI(SignalModel):
     ) -> Float[Tensor, "t n"]:
         """The attenuation, given squared cosines between the axis and the directions (Zhang 2012, eqs. 1–8)."""
         moments = watson.moments(kappa, _ORDER)
-        powers = torch.einsum("tr,rku->tku", moments, table.sticks.to(moments))[:, :, table.place]
-        inside = powers[:, -1]
-        for k in range(powers.shape[1] - 2, -1, -1):
-            inside = inside * cosines + powers[:, k]
+        inside = _horner(table.powers(moments), cosines, table.place)
         # Tortuosity: d⊥ = d∥ (1 − ν), then the mean over the axes of the population.
         square, hindered = watson.mean_square(moments)[:, None], self.parallel * density
         along = self.parallel - hindered * (1 - square)
@@ -125,6 +125,39 @@ class NODDI(SignalModel):
         outside = (-table.bvals * (across + (along - across) * cosines)).exp()
         tissue = density * inside + (1 - density) * outside
         return (1 - water) * tissue + water * (-table.bvals * self.free).exp()
+
+    def _linearised(
+        self, x: Float[Tensor, "t 6"], gtab: GradientTable, table: _Table
+    ) -> tuple[Float[Tensor, "t n"], Float[Tensor, "t n 6"]]:
+        """The search's signal and its derivative in the search's unknowns: ln S0, two angles, the vector of axis and κ."""
+        axis, kappa = _axis_and_kappa(x[:, 3:])
+        along_axis = axis @ gtab.bvecs.mT
+        cosines, b, d = along_axis.square(), table.bvals, self.parallel
+        moments, moment_slopes = watson.moments_and_slopes(kappa, _ORDER)
+        powers = table.powers(moments)
+        inside = _horner(powers, cosines, table.place)
+        inside_z = _horner(powers[:, 1:] * torch.arange(1, powers.shape[1]).to(powers)[:, None], cosines, table.place)
+        inside_k = _horner(table.powers(moment_slopes), cosines, table.place)
+        density, water = x[:, 1:2].sin() ** 2, x[:, 2:3].sin() ** 2
+        square, square_k = watson.mean_square(moments)[:, None], 2 / 3 * moment_slopes[:, 1:2]
+        steep = 1.5 * square - 0.5
+        bias = steep * cosines - (1 + square) / 2  # of the exponent, per d ν
+        outside = (-b * d * (1 + density * bias)).exp()
+        slope = -b * d * outside
+        free = (-b * self.free).exp()
+        tissue = density * inside + (1 - density) * outside
+        s0 = x[:, :1].exp()
+        whole = s0 * ((1 - water) * tissue + water * free)
+        share = s0 * (1 - water)
+        by_density = share * (inside - outside + (1 - density) * slope * bias) * (2 * x[:, 1:2]).sin()
+        by_water = s0 * (free - tissue) * (2 * x[:, 2:3]).sin()
+        by_cosine = share * (density * inside_z + (1 - density) * slope * density * steep)
+        by_kappa = share * (density * inside_k + (1 - density) * slope * density * square_k * (1.5 * cosines - 0.5))
+        # cos² = (g·x)²/κ: its slope is 2 (g·n)(g − (g·n) n)/√κ.
+        turned = 2 * by_cosine * along_axis / kappa.sqrt()[:, None]
+        radial = 2 * kappa.sqrt()[:, None] * by_kappa - turned * along_axis
+        vector = turned[..., None] * gtab.bvecs + radial[..., None] * axis[:, None]
+        return whole, torch.cat([torch.stack([whole, by_density, by_water], dim=-1), vector], dim=-1)
 
     def _start(self, signal: Float[Tensor, "t n"], gtab: GradientTable) -> Float[Tensor, "t 6"]:
         """The entry of the dictionary that fits best with free water beside it, about the tensor's principal axis."""
@@ -187,6 +220,17 @@ class _Table:
         nodes = watson.quadrature()[0].to(values)
         factors = watson.expansion((-values[:, None] * model.parallel * nodes**2).exp(), _ORDER)
         return cls(gtab.bvals, place, torch.einsum("ur,rk->rku", factors, watson.legendre_powers(_ORDER).to(values)))
+
+    def powers(self, moments: Float[Tensor, "t r"]) -> Float[Tensor, "t k u"]:
+        """Coefficients of the spread sticks' signals in powers of the squared cosine, for each distinct b."""
+        return torch.einsum("tr,rku->tku", moments, self.sticks.to(moments))
+
+
+def _horner(powers: Float[Tensor, "t k u"], z: Float[Tensor, "t n"], place: Int[Tensor, " n"]) -> Float[Tensor, "t n"]:
+    value = powers[:, -1].index_select(1, place)
+    for k in range(powers.shape[1] - 2, -1, -1):
+        value = value * z + powers[:, k].index_select(1, place)
+    return value
 
 
 def _axis_and_kappa(x: Float[Tensor, "t 3"]) -> tuple[Float[Tensor, "t 3"], Float[Tensor, " t"]]:

@@ -27,6 +27,14 @@ def chosen_shell(gtab: GradientTable, needs: Needs) -> Int[Tensor, " m"] | None:
     return usable[-1][1] if usable else None
 
 
+def not_spanning(gtab: GradientTable) -> str | None:
+    """Why the weighted volumes do not span the sphere, whatever their b-values; ``None`` if they do."""
+    directions = gtab.bvecs[~gtab.is_b0].to(torch.float64)
+    if int(torch.linalg.matrix_rank(sh.basis(directions, 2), rtol=1e-3)) == sh.n_coefficients(2):
+        return None
+    return f"The {len(directions)} weighted volumes lie in a plane or repeat each other; they do not support order 2"
+
+
 def only_shell(gtab: GradientTable) -> Int[Tensor, " m"]:
     """Volumes of the table's one shell; `InputDataError` (E-ODF-SHELL) where there are more, which the model cannot predict."""
     shells = gtab.shells()

@@ -29,6 +29,7 @@ def levenberg_marquardt(
     *,
     weights: Float[Tensor, "v n"] | None = None,
     constants: Float[Tensor, "v c"] | None = None,
+    linearised: Callable[..., tuple[Float[Tensor, "t n"], Float[Tensor, "t n p"]]] | None = None,
     n_iterations: int = 50,
     tolerance: float = 1e-10,
 ) -> Float[Tensor, "v p"]:
@@ -40,6 +41,8 @@ def levenberg_marquardt(
         Parameters ``(t, p)`` → signals ``(t, n)``, row by row, of torch operations that have derivatives of both modes.
         It is called with blocks of `BLOCK` rows, picked from all. Where ``constants`` are given it gets those of the same
         rows as a second argument. Bounds are the caller's: reparametrise.
+    linearised
+        The same, with its derivative by hand where that is much quicker than forward differentiation.
     data, start
         float64, except where the caller knows that single precision will do.
     n_iterations
@@ -50,7 +53,8 @@ def levenberg_marquardt(
     rest = () if constants is None else (constants.detach(),)
     with torch.no_grad():
         fixed = None if weights is None else weights.detach()
-        found = _minimise(predict, data.detach(), start.detach(), fixed, rest, n_iterations, tolerance)
+        slopes = linearised or (lambda p, *others: value_and_jacobian(lambda q: predict(q, *others), p))
+        found = _minimise(predict, slopes, data.detach(), start.detach(), fixed, rest, n_iterations, tolerance)
     differentiable = data.requires_grad or (weights is not None and weights.requires_grad)
     if not (torch.is_grad_enabled() and differentiable):
         return found
@@ -79,6 +83,7 @@ def value_and_jacobian(
 
 def _minimise(
     predict: Callable[..., Tensor],
+    slopes: Callable[..., tuple[Tensor, Tensor]],
     data: Float[Tensor, "v n"],
     start: Float[Tensor, "v p"],
     weights: Float[Tensor, "v n"] | None,
@@ -97,7 +102,7 @@ def _minimise(
         for rows in _blocks(moving):
             p, w = params[rows], None if weights is None else weights[rows]
             others = [r[rows] for r in rest]
-            trial, gain, small = _trial(predict, p, data[rows], w, others, damping[rows], tolerance)
+            trial, gain, small = _trial(predict, slopes, p, data[rows], w, others, damping[rows], tolerance)
             better = gain > 0
             # A settled voxel takes its last step only if that is an improvement; a step that leaves the finite is none.
             params[rows] = torch.where(better[:, None], trial, p)
@@ -113,6 +118,7 @@ def _minimise(
 
 def _trial(
     predict: Callable[..., Tensor],
+    slopes: Callable[..., tuple[Tensor, Tensor]],
     params: Float[Tensor, "t p"],
     data: Float[Tensor, "t n"],
     weights: Float[Tensor, "t n"] | None,
@@ -121,7 +127,7 @@ def _trial(
     tolerance: float,
 ) -> tuple[Float[Tensor, "t p"], Float[Tensor, " t"], Tensor]:
     """The damped step's end, the decrease it brought as a share of the expected one, and whether it hardly moved."""
-    value, jacobian = value_and_jacobian(lambda p: predict(p, *others), params)
+    value, jacobian = slopes(params, *others)
     residual = data - value
     weighted = jacobian if weights is None else weights[..., None] * jacobian
     normal = jacobian.mT @ weighted

@@ -45,6 +45,19 @@ def moments(kappa: Float[Tensor, "*v"], order: int) -> Float[Tensor, "*v r"]:
     return (density @ legendre(order).to(kappa).mT) / density.sum(-1, keepdim=True)
 
 
+def moments_and_slopes(
+    kappa: Float[Tensor, "*v"], order: int
+) -> tuple[Float[Tensor, "*v r"], Float[Tensor, "*v r"]]:
+    """`moments` and their derivatives in κ: ``⟨P_l t²⟩ − ⟨P_l⟩⟨t²⟩``."""
+    nodes, weights = (part.to(kappa) for part in quadrature())
+    square, rows = nodes**2, legendre(order).to(kappa).mT
+    density = weights * torch.exp(kappa[..., None] * (square - 1))
+    density = density / density.sum(-1, keepdim=True)
+    mean = density @ rows
+    spread = density * (square - (density @ square)[..., None])
+    return mean, spread @ rows
+
+
 def mean_square(moments: Float[Tensor, "*v r"]) -> Float[Tensor, "*v"]:
     """Mean of ``(μ·n)²``, from 1/3 to 1, from the moments: ``(1 + 2⟨P₂⟩)/3``."""
     return (1 + 2 * moments[..., 1]) / 3

@@ -1,0 +1,271 @@
+"""Ball and sticks: one isotropic compartment and up to three fibre populations of one diffusivity, as many as the data ask for.
+
+Behrens et al., *Characterization and propagation of uncertainty in diffusion-weighted MR imaging*, MRM 2003,
+doi:10.1002/mrm.10609; several sticks: Behrens et al., *Probabilistic diffusion tractography with multiple fibre
+orientations: what can we gain?*, NeuroImage 2007, doi:10.1016/j.neuroimage.2006.09.018. Departures: least squares in
+place of sampling; the number of sticks is that of the least Bayesian information criterion (Schwarz, *Estimating the
+dimension of a model*, Annals of Statistics 1978, doi:10.1214/aos/1176344136) in place of relevance priors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tractode.contracts import MapSpec, SignalModel, table_of_shells
+from tractode.errors import InputDataError
+from tractode.fields import GradientTable
+from tractode.fields.needs import Needs
+from tractode.models import odf
+from tractode.ops import least_squares, sphere
+from tractode.ops.levenberg_marquardt import levenberg_marquardt
+
+_TILE = 256
+_B_SCALE = 1000.0
+_TOLERANCE = 1e-7
+_N_AXES = 64  # of the dictionary: some 18 degrees apart
+_DIFFUSIVITIES = (0.5, 0.9, 1.4, 2.0)  # µm²/ms
+_FLOOR = 1e-4  # of S0: residuals below it count as none, so that noise-free signals get no more sticks than they have
+_TINY = torch.finfo(torch.float32).tiny
+_MOST = 3
+
+
+@dataclass(frozen=True)
+class BallAndSticks(SignalModel):
+    """Parameters: ln S0, the diffusivity in µm²/ms, then each stick's axis times its fraction, strongest first.
+
+    An axis points to z ≥ 0 (RAS+ scanner frame). A stick that the data do not ask for is 0.
+    """
+
+    n_sticks: int = _MOST
+
+    label: ClassVar[str] = "bs"
+    citation: ClassVar[str] = "Behrens2007"
+    needs: ClassVar[Needs] = Needs(directions=15, volumes=15)
+    recovers: ClassVar[float] = 1e-6
+    maps: ClassVar[tuple[MapSpec, ...]] = (
+        MapSpec("ballvf", "Fraction of the ball", "arbitrary"),
+        MapSpec("stick1vf", "Fraction of the first stick", "arbitrary"),
+        MapSpec("stick2vf", "Fraction of the second stick (0: there is none)", "arbitrary"),
+        MapSpec("stick3vf", "Fraction of the third stick (0: there is none)", "arbitrary"),
+        MapSpec("direction1", "Direction of the first stick", "arbitrary", components="unit3vector", invariant=False),
+        MapSpec("direction2", "Direction of the second stick", "arbitrary", components="unit3vector", invariant=False),
+        MapSpec("direction3", "Direction of the third stick", "arbitrary", components="unit3vector", invariant=False),
+        MapSpec("d", "Diffusivity of the ball and along the sticks", "mm^2/s"),
+        MapSpec("s0", "Signal without diffusion weighting", "arbitrary"),
+    )
+
+    @classmethod
+    def example_table(cls, n: int = 60) -> GradientTable:
+        return table_of_shells((1000.0, 2500.0), n)
+
+    @classmethod
+    def why_not(cls, gtab: GradientTable) -> str | None:
+        return super().why_not(gtab) or odf.not_spanning(gtab)
+
+    def facts(self) -> dict[str, Any]:
+        return {"MostSticks": self.n_sticks, "Choice": "least Bayesian information criterion"}
+
+    def predict(self, params: Float[Tensor, "v p"], gtab: GradientTable) -> Float[Tensor, "v n"]:
+        """``S0 [(1 − Σf) exp(−bd) + Σ f exp(−bd (g·v)²)]``."""
+        gtab = gtab.to(params)
+        sticks = params[:, 2:].unflatten(-1, (-1, 3))
+        square = sticks.square().sum(-1)
+        none = square <= 0
+        safe = torch.where(none, torch.ones_like(square), square)
+        fraction = torch.where(none, torch.zeros_like(square), safe.sqrt())
+        cosines = (sticks @ gtab.bvecs.mT).square() / safe[..., None]
+        decay = -gtab.bvals / _B_SCALE * params[:, 1:2]
+        along = (fraction[..., None] * (decay[:, None] * cosines).exp()).sum(1)
+        return params[:, :1].exp() * ((1 - fraction.sum(-1, keepdim=True)) * decay.exp() + along)
+
+    def fit(self, signal: Float[Tensor, "v n"], gtab: GradientTable) -> Float[Tensor, "v p"]:
+        if reason := self.why_not(gtab):
+            raise InputDataError(
+                reason, id="E-BS-TABLE", needed="b=0 and at least 15 weighted volumes that span the sphere"
+            )
+        table = gtab.to(signal.to(torch.float64))
+        return least_squares.in_tiles(lambda tile: self._fit_tile(tile, table), signal, _TILE)
+
+    def _fit_tile(self, signal: Float[Tensor, "t n"], gtab: GradientTable) -> Float[Tensor, "t p"]:
+        dtype, signal = signal.dtype, signal.to(torch.float64)
+        scale = signal[:, gtab.is_b0].mean(-1, keepdim=True).detach()
+        usable = scale > _TINY
+        safe = torch.where(usable, scale, torch.ones_like(scale))
+        b, g = gtab.bvals / _B_SCALE, gtab.bvecs
+        # A voxel without signal is fitted as if it were a ball, and then emptied.
+        relative = torch.where(usable, signal / safe, (-b * 0.7).exp())
+        best, least = None, torch.full_like(scale, math.inf)
+        previous = None
+        for k in range(min(self.n_sticks, (len(b) // 2 - 2) // 3) + 1):
+            with torch.no_grad():
+                start = _start(relative.detach(), b, g, k, previous)
+            found = levenberg_marquardt(
+                lambda x: _signal(x, b, g), relative, start, linearised=lambda x: _linearised(x, b, g), tolerance=_TOLERANCE
+            )
+            previous = found.detach()
+            size = (relative.detach() - _signal(previous, b, g)).square().mean(-1, keepdim=True) + _FLOOR**2
+            score = len(b) * size.log() + found.shape[1] * math.log(len(b))
+            padded = torch.nn.functional.pad(found, (0, 3 * (self.n_sticks - k)))
+            best = padded if best is None else torch.where(score < least, padded, best)
+            least = torch.minimum(least, score)
+        assert best is not None
+        return _as_parameters(best, safe, usable).to(dtype)
+
+    def to_maps(self, params: Float[Tensor, "v p"]) -> dict[str, Float[Tensor, "v _"]]:
+        sticks = torch.nn.functional.pad(params[:, 2:], (0, 3 * _MOST - params.shape[1] + 2)).unflatten(-1, (-1, 3))
+        square = sticks.square().sum(-1, keepdim=True)
+        none = square <= 0
+        size = torch.where(none, torch.ones_like(square), square).sqrt()
+        fraction = torch.where(none, torch.zeros_like(size), size)[..., 0]
+        up = torch.zeros_like(sticks).index_fill(2, torch.tensor([2], device=sticks.device), 1.0)
+        direction = torch.where(none, up, sticks / size)
+        return {
+            "ballvf": 1 - fraction.sum(-1, keepdim=True),
+            **{f"stick{k + 1}vf": fraction[:, k : k + 1] for k in range(_MOST)},
+            **{f"direction{k + 1}": direction[:, k] for k in range(_MOST)},
+            "d": params[:, 1:2] / _B_SCALE,
+            "s0": params[:, :1].exp(),
+        }
+
+    def example(self, seed: int, n: int = 32) -> Float[Tensor, "n p"]:
+        """Sticks some 70 to 110 degrees apart, of fractions near 0.3, 0.22 and 0.15; d of 1.2–2.2 µm²/ms."""
+        generator = torch.Generator().manual_seed(seed)
+        uniform = torch.rand(n, 2 + self.n_sticks, generator=generator, dtype=torch.float64)
+        axis = torch.randn(n, 3, generator=generator, dtype=torch.float64)
+        frame = sphere.frame_to_z(axis / axis.norm(dim=-1, keepdim=True))
+        frame = frame + 0.15 * torch.randn(n, 3, 3, generator=generator, dtype=torch.float64)
+        frame = frame / frame.norm(dim=-1, keepdim=True)
+        frame = torch.where(frame[..., 2:] < 0, -frame, frame)[:, : self.n_sticks]
+        fraction = uniform.new_tensor([0.3, 0.22, 0.15])[: self.n_sticks] + 0.04 * uniform[:, 2:]
+        sticks = (fraction[..., None] * frame).flatten(1)
+        return torch.cat([3.9 + 3 * uniform[:, :1], 1.2 + uniform[:, 1:2], sticks], dim=-1)
+
+
+def _signal(x: Float[Tensor, "t p"], b: Float[Tensor, " n"], g: Float[Tensor, "n 3"]) -> Float[Tensor, "t n"]:
+    """``u² exp(−bd) + Σ |x|² exp(−bd (g·x)²/|x|²)`` of ln d, u and a vector without bounds for each stick."""
+    decay = -b * x[:, :1].exp()
+    whole = x[:, 1:2].square() * decay.exp()
+    for vector in x[:, 2:].unflatten(-1, (-1, 3)).unbind(1):
+        amount = vector.square().sum(-1, keepdim=True) + 1e-12
+        whole = whole + amount * (decay * (vector @ g.mT).square() / amount).exp()
+    return whole
+
+
+def _linearised(
+    x: Float[Tensor, "t p"], b: Float[Tensor, " n"], g: Float[Tensor, "n 3"]
+) -> tuple[Float[Tensor, "t n"], Float[Tensor, "t n p"]]:
+    """`_signal` and its derivative."""
+    decay = -b * x[:, :1].exp()
+    ball = decay.exp()
+    whole = x[:, 1:2].square() * ball
+    by_decay, columns = whole.clone(), [2 * x[:, 1:2] * ball]
+    for vector in x[:, 2:].unflatten(-1, (-1, 3)).unbind(1):
+        amount = vector.square().sum(-1, keepdim=True) + 1e-12
+        along = vector @ g.mT
+        cosines = along.square() / amount
+        stick = (decay * cosines).exp()
+        whole, by_decay = whole + amount * stick, by_decay + amount * cosines * stick
+        radial, turned = 2 * stick * (1 - decay * cosines), 2 * stick * decay * along
+        columns += [radial * vector[:, k : k + 1] + turned * g[:, k] for k in range(3)]
+    return whole, torch.stack([decay * by_decay, *columns], dim=-1)
+
+
+def _start(
+    signal: Float[Tensor, "t n"],
+    b: Float[Tensor, " n"],
+    g: Float[Tensor, "n 3"],
+    k: int,
+    previous: Float[Tensor, "t p"] | None,
+) -> Float[Tensor, "t p"]:
+    """Where to search for the best k sticks: at none the mean decay, at one or two a dictionary, then the last with one more."""
+    if k == 0:
+        logs = (signal.clamp_min(1e-3).log() * -b).sum(-1, keepdim=True) / b.square().sum()
+        return torch.cat([logs.clamp(0.1, 3.5).log(), torch.ones_like(logs)], dim=-1)
+    axes = sphere.directions(_N_AXES).to(signal)
+    if k <= 2:
+        return _of_dictionary(signal, b, g, axes, k)
+    assert previous is not None
+    return _with_one_more(signal, b, g, axes, previous)
+
+
+@cache
+def _pairs(k: int) -> Int[Tensor, "c k"]:
+    """Numbers of the axes of each combination."""
+    return torch.combinations(torch.arange(_N_AXES), k)
+
+
+def _of_dictionary(
+    signal: Float[Tensor, "t n"], b: Float[Tensor, " n"], g: Float[Tensor, "n 3"], axes: Float[Tensor, "a 3"], k: int
+) -> Float[Tensor, "t p"]:
+    """The best non-negative mixture of a ball and k sticks along given axes, over a few diffusivities."""
+    chosen, cosines = _pairs(k).to(g.device), (axes @ g.mT).square()
+    least = signal.new_full((len(signal), 1), math.inf)
+    best = signal.new_zeros(len(signal), 2 + 3 * k)
+    for diffusivity in _DIFFUSIVITIES:
+        atoms = torch.cat([(-b * diffusivity).exp()[None], (-b * diffusivity * cosines).exp()])
+        members = torch.cat([torch.zeros_like(chosen[:, :1]), chosen + 1], dim=-1)
+        inverse = torch.linalg.inv((atoms @ atoms.mT)[members[:, :, None], members[:, None, :]])
+        products = signal @ atoms.mT
+        parts = [products[:, members[:, j]] for j in range(k + 1)]
+        amounts = [sum(inverse[:, i, j] * parts[j] for j in range(k + 1)) for i in range(k + 1)]
+        cost = -sum(amount * part for amount, part in zip(amounts, parts, strict=True))
+        negative = torch.stack([amount < 0 for amount in amounts]).any(0)
+        # Where every mixture has a negative weight the best of them must do: the search starts from small weights.
+        cost, place = torch.where(negative, 0.5 * cost, cost).min(-1, keepdim=True)
+        taken = torch.cat([amount.gather(1, place) for amount in amounts], dim=-1).clamp_min(0.02).sqrt()
+        vectors = taken[:, 1:, None] * axes[chosen[place[:, 0]]]
+        entry = torch.cat([torch.full_like(cost, math.log(diffusivity)), taken[:, :1], vectors.flatten(1)], dim=-1)
+        best, least = torch.where(cost < least, entry, best), torch.minimum(cost, least)
+    return best
+
+
+def _with_one_more(
+    signal: Float[Tensor, "t n"],
+    b: Float[Tensor, " n"],
+    g: Float[Tensor, "n 3"],
+    axes: Float[Tensor, "a 3"],
+    found: Float[Tensor, "t p"],
+) -> Float[Tensor, "t p"]:
+    """The sticks found so far and the axis that lowers the residual most when all weights are fitted anew."""
+    decay = -b * found[:, :1].exp()
+    vectors = found[:, 2:].unflatten(-1, (-1, 3))
+    size = vectors.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    held = torch.cat([decay[:, None].exp(), (decay[:, None] * (vectors / size @ g.mT).square()).exp()], dim=1)
+    more = (decay[:, None] * (axes @ g.mT).square()).exp()
+    # The held atoms are taken out of signal and candidates (Gram–Schmidt); what a candidate then explains is its gain.
+    basis = torch.linalg.qr(held.mT).Q
+    rest = signal - (basis @ (basis.mT @ signal[..., None]))[..., 0]
+    unexplained = more - (more @ basis) @ basis.mT
+    overlap = (unexplained * rest[:, None]).sum(-1)
+    norm = unexplained.square().sum(-1).clamp_min(1e-12)
+    gain = torch.where(overlap > 0, overlap.square() / norm, torch.zeros_like(norm))
+    place = gain.argmax(-1)
+    amount = (overlap / norm).gather(1, place[:, None]).clamp(0.02, 0.5)
+    kept = found.clone()
+    kept[:, 1:2] = (found[:, 1:2].square() - amount / 2).clamp_min(0.02).sqrt()
+    return torch.cat([kept, amount.sqrt() * axes[place]], dim=-1)
+
+
+def _as_parameters(
+    x: Float[Tensor, "t p"], scale: Float[Tensor, "t 1"], usable: Tensor
+) -> Float[Tensor, "t p"]:
+    """The search's unknowns as parameters: fractions of S0, strongest first, each axis on the side of z ≥ 0."""
+    vectors = x[:, 2:].unflatten(-1, (-1, 3))
+    amount = vectors.square().sum(-1)
+    none = amount <= 0
+    size = torch.where(none, torch.ones_like(amount), amount).sqrt()
+    s0 = x[:, 1:2].square() + amount.sum(-1, keepdim=True)
+    # |x|² is the amount and x/|x| the axis, so x·|x| is one times the other.
+    sticks = vectors * torch.where(none, torch.zeros_like(size), size)[..., None] / s0[..., None]
+    sticks = torch.where(sticks[..., 2:] < 0, -sticks, sticks)
+    order = amount.argsort(dim=-1, descending=True, stable=True)
+    sticks = sticks.gather(1, order[..., None].expand_as(sticks)).flatten(1)
+    log_s0 = torch.where(usable, s0.log() + scale.log(), torch.full_like(s0, math.log(_TINY)))
+    return torch.cat([log_s0, x[:, :1].exp(), torch.where(usable, sticks, torch.zeros_like(sticks))], dim=-1)
