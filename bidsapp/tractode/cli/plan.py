@@ -36,6 +36,7 @@ class RunPlan:
     files: tuple[str, ...]
     anat: str | None = None
     correction: str = ""
+    preprocessing: str = ""
     shape: tuple[int, ...] = ()
     voxel_sizes: tuple[float, ...] = ()
     n_b0: int = 0
@@ -156,9 +157,11 @@ def _plan_run(participant: Any, run: Any, settings: Settings) -> RunPlan:
     plan = RunPlan(
         participant=participant.label,
         name=run.name,
-        files=tuple(str(path) for path in (run.path, run.bval, run.bvec)),
+        files=tuple(str(path) for scan in run.scans for path in (scan.path, scan.bval, scan.bvec)),
         anat=str(anat.path) if anat else None,
-        correction=next((str(c) for c in participant.corrections if c.run.name == run.name), ""),
+        correction="; ".join(
+            dict.fromkeys(str(c) for scan in run.scans for c in participant.corrections if c.run.name == scan.name)
+        ),
     )
     try:
         return replace(plan, **_read_facts(run, settings))
@@ -169,13 +172,15 @@ def _plan_run(participant: Any, run: Any, settings: Settings) -> RunPlan:
 def _read_facts(run: Any, settings: Settings) -> dict[str, Any]:
     from tractode.workflows.eligibility import choose, read_table
     from tractode.workflows.memory import step_memory_gb
+    from tractode.workflows.preprocessing import outlook
 
     shape, voxel_sizes, gtab = read_table(run, settings)
     choice = choose(settings.models, gtab)
-    steps = step_memory_gb(shape, choice.models, settings)
+    steps = step_memory_gb(shape, choice.models, settings, is_raw=not run.done_by)
     n_tracts = len(settings.tracking) * (1 + len(settings.output_spaces)) * len(settings.tractogram_formats)
     n_tracts += len(settings.tracking) * settings.encode_bundles
     return {
+        "preprocessing": outlook(run, gtab, settings),
         "shape": shape,
         "voxel_sizes": voxel_sizes,
         "n_b0": int(gtab.is_b0.sum()),
@@ -221,6 +226,8 @@ def _run_lines(run: RunPlan) -> list[str]:
     ]
     if run.correction:
         lines.append(f"    distortion: {run.correction}")
+    if run.preprocessing:
+        lines.append(f"    preprocessing: {run.preprocessing}")
     for problem in run.problems:
         lines.append(f"    cannot be used: {problem}")
     if run.shape:

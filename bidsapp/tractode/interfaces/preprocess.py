@@ -148,7 +148,7 @@ def _denoise(part: Part, plan: PreprocessPlan, device: str) -> None:
     if found is None:
         return
     part.noise = Image(scan.grid, found.noise.cpu()[None])
-    part.scan = replace(scan, signal=found.signal.clamp_min(0).cpu())
+    part.scan = replace(scan, signal=found.signal.clamp_min_(0).cpu())
     inside = part.noise.values[0][scan.mask]
     level = float(part.reference.values[0][scan.mask].median())
     sigma, rank = float(inside.median()), float(found.rank.cpu()[scan.mask].median())
@@ -186,7 +186,7 @@ def _unring(part: Part, plan: PreprocessPlan, device: str) -> None:
         found = steps.tried("unringing", plan.unring, lambda: unring(signal, slice_axis=axis))
     if found is None:
         return
-    part.scan = replace(scan, signal=found.clamp_min(0).cpu())
+    part.scan = replace(scan, signal=found.clamp_min_(0).cpu())
     steps.did("unringing", said, method="sub-voxel shifts", partial_fourier=partial)
 
 
@@ -227,7 +227,7 @@ def _tell_outliers(part: Part, plan: PreprocessPlan) -> None:
         return
     n, total = int(estimate.outliers.sum()), estimate.outliers.numel()
     volumes = int(estimate.outliers.any(-1).sum())
-    said = f"{n} of {total} slices, in {volumes} volumes, had lost signal"
+    said = f"{n} of {total} slices, in {volumes} volume{'' if volumes == 1 else 's'}, had lost signal"
     part.steps.did(
         "outliers", f"{said} and were replaced by their prediction" if n else f"{said}: none was replaced", slices=n
     )

@@ -200,7 +200,8 @@ class PrepareDwi(Step):
             derivative(run.entities, datatype="dwi", desc="gradients", suffix="qc", extension=".json"),
             content,
         )
-        brain = scan.voxels().mean(0)
+        # Volume by volume: the brain of a large series is not copied for a mean.
+        brain = torch.stack([volume[scan.mask].mean() for volume in scan.signal])
         b0 = scan.gtab.is_b0
         figures = [
             figures_gradients.sphere(scan.gtab, record, run=run.name),

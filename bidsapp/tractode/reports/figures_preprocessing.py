@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from tractode.fields import DWI, GradientTable, Image
@@ -240,6 +241,7 @@ def _carpet(glance: Glance) -> Float[np.ndarray, "v n"]:
 
 
 def _mark_b0(axes: Axes, is_b0: Bool[Tensor, " n"]) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for volume in is_b0.nonzero()[:, 0].tolist():
         axes.axvspan(volume - 0.5, volume + 0.5, ymin=0.0, ymax=0.03, color="#777777", lw=0)
 

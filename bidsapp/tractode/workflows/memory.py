@@ -24,14 +24,19 @@ _BRAIN = 0.6  # no mask of a brain fills more of the field of view
 _BOOTSTRAP = 24  # samples of a slab's maps that are held beside it
 
 
-def step_memory_gb(shape: Sequence[int], models: Sequence[str], settings: Settings) -> dict[str, float]:
-    """GiB of each kind of step of a run of this shape ``(i, j, k[, n])``, at most."""
+def step_memory_gb(
+    shape: Sequence[int], models: Sequence[str], settings: Settings, *, is_raw: bool = True
+) -> dict[str, float]:
+    """GiB of each kind of step of a run of this shape ``(i, j, k[, n])``, at most; what is not raw is not preprocessed."""
     n_voxels, scan = math.prod(shape[:3]), math.prod(shape) * 4 / _GIB
     fods = n_voxels * _SH_COMPONENTS * 4 / _GIB
     steps = {
         # The series, its brain as float64 tiles, and what a check or an interpolation makes of one volume at a time.
         "reading and checking": _WORKER_GB + (1 + 2 * _BRAIN) * scan + 0.2,
     }
+    if is_raw and (settings.denoise, settings.unring, settings.motion) != ("none", "none", "none"):
+        # Denoising holds the series twice voxel by voxel, and twice volume by volume; the other steps an old and a new one.
+        steps["preprocessing"] = _WORKER_GB + (2.5 if settings.denoise == "none" else 4.2) * scan + 0.3
     if settings.output_spaces:
         steps["registration"] = _WORKER_GB + max(_REGISTRATION_GB, 2 * fods + 1.0)
     if settings.tracking:

@@ -8,10 +8,12 @@ from nipype.interfaces.utility import Merge
 from nipype.pipeline import engine as pe
 
 from tractode.bids.found import Correction, DwiRun
+from tractode.fields import GradientTable
 from tractode.interfaces.preprocess import PreprocessPlan
 from tractode.interfaces.scan import PrepareDwi
 from tractode.interfaces.step import Step
 from tractode.io.dwi import IngestPolicy
+from tractode.preprocess import denoise, motion
 from tractode.settings import Settings
 
 AddNode = Callable[[Step, str, str, float], pe.Node]
@@ -38,6 +40,23 @@ def preprocess_of(settings: Settings) -> PreprocessPlan:
         bias=settings.bias,
         sloppy=settings.sloppy,
     )
+
+
+def outlook(run: DwiRun, gtab: GradientTable, settings: Settings) -> str:
+    """What will be done to a run, as far as its table tells before the signal is looked at."""
+    if run.done_by:
+        return f"none, the scan came preprocessed by {run.done_by}"
+    plan = preprocess_of(settings)
+    lacks = {
+        "denoising": (plan.denoise, denoise.why_not(len(gtab))),
+        "unringing": (plan.unring, None),
+        "motion": (plan.motion, motion.why_not(gtab)),
+        "bias": (plan.bias, None),
+    }
+    done = [name for name, (answer, lack) in lacks.items() if answer != "none" and lack is None]
+    left = [f"no {name}: {lack}" for name, (answer, lack) in lacks.items() if answer != "none" and lack is not None]
+    joined = [f"{len(run.parts)} runs combined"] if run.parts else []
+    return "; ".join([", ".join([*joined, *done]) or "none", *left])
 
 
 def prepared_node(
