@@ -1,7 +1,7 @@
 """Tables that are read off the source when the documentation is built, so that they cannot be out of date.
 
 ``error-table``: every stable error ID, its exit code, and what it says. ``option-table``: the command line.
-``registry-table``: what a registry lists. ``model-table``: what diffusion models need and give.
+``registry-table``: what a registry lists. ``model-table``: what diffusion models need and give, ``map-table`` their maps.
 """
 
 from importlib import import_module
@@ -80,6 +80,20 @@ class ModelTable(SphinxDirective):
         return [table(("name", "label in files", "needs at least", "maps"), rows, (12, 12, 40, 36))]
 
 
+class MapTable(SphinxDirective):
+    """Every map of every diffusion model, as its class declares them."""
+
+    def run(self) -> list[nodes.Node]:
+        from tractode.models import MODELS
+
+        rows = [
+            (f"{MODELS[name].label}, {spec.param}", f"{spec.description} ({spec.components})", spec.units)
+            for name in MODELS
+            for spec in MODELS[name].maps
+        ]
+        return [table(("model, param", "values", "units"), rows, (25, 60, 15))]
+
+
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]], widths: tuple[int, ...]) -> nodes.table:
     group = nodes.tgroup(cols=len(head))
     group += [nodes.colspec(colwidth=width) for width in widths]
@@ -104,4 +118,5 @@ def setup(app):
     app.add_directive("option-table", OptionTable)
     app.add_directive("registry-table", RegistryTable)
     app.add_directive("model-table", ModelTable)
+    app.add_directive("map-table", MapTable)
     return {"parallel_read_safe": True}
