@@ -26,7 +26,8 @@ class MapSpec:
     """One map of a model: feeds its BIDS name, sidecar, report caption and law tests.
 
     ``components`` is ``scalar``, ``tensor`` (rank 2, order xx xy xz yy yz zz), ``sh``, ``unit3vector`` or ``dec``.
-    ``invariant`` says whether the values stay the same when the head turns.
+    ``invariant`` says whether the values stay the same when the head turns; ``is_norm`` that the map is 0 where something
+    of several dimensions vanishes (an anisotropy), so that noise can only add to it.
     """
 
     param: str
@@ -34,6 +35,7 @@ class MapSpec:
     units: str
     components: str = "scalar"
     invariant: bool = True
+    is_norm: bool = False
 
 
 def table_of_shells(bvals: Iterable[float], n: int) -> GradientTable:

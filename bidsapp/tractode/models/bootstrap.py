@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tractode.contracts import SignalModel
 from tractode.fields import GradientTable
-from tractode.models.noise import Noise, explained, noise_of
+from tractode.models.noise import Noise, explained, noise_of, without_floor
 
 Kind = Literal["residual", "wild"]
 
@@ -29,7 +29,7 @@ ROWS = 16384  # signals fitted at once
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Parameters fitted to each repetition, beside those of the measured signal and of the fit's noise-free signal.
+    """Parameters fitted to each repetition, beside those of the measured signal and of the fit's own signal without floor.
 
     What the samples are off from ``reference`` is what ``params`` may be off from the truth.
     """
@@ -54,8 +54,13 @@ def bootstrap(
     with torch.no_grad():
         params = model.fit(signal, gtab)
         noise = noise_of(model, signal, gtab, params, has_floor)
-        samples = torch.cat(list(refits(model, noise, gtab, draws(len(gtab), n, generator), kind)))
-        return Samples(params, model.fit(noise.amplitude, gtab), samples, noise)
+        samples = torch.cat(
+            [
+                model.fit(signals.flatten(0, 1), gtab).unflatten(0, signals.shape[:2])
+                for signals in repetitions(noise, draws(len(gtab), n, generator), kind)
+            ]
+        )
+        return Samples(params, without_floor(model, params, gtab, noise), samples, noise)
 
 
 def draws(n_volumes: int, n: int, generator: torch.Generator | None = None) -> Int[Tensor, "n m"]:
@@ -66,14 +71,10 @@ def draws(n_volumes: int, n: int, generator: torch.Generator | None = None) -> I
     return torch.randint(0, 2**31 - 1, (n, n_volumes), generator=generator)
 
 
-def refits(
-    model: SignalModel, noise: Noise, gtab: GradientTable, numbers: Int[Tensor, "n m"], kind: Kind
-) -> Iterator[Float[Tensor, "k v p"]]:
-    """Parameters of the repetitions, some at a time."""
-    n_voxels = len(noise.magnitude)
-    for part in numbers.split(max(1, ROWS // max(1, n_voxels))):
-        signals = torch.stack([repeated(noise, row, kind) for row in part])
-        yield model.fit(signals.flatten(0, 1), gtab).unflatten(0, (len(part), n_voxels))
+def repetitions(noise: Noise, numbers: Int[Tensor, "n m"], kind: Kind) -> Iterator[Float[Tensor, "k v m"]]:
+    """Signals that could have been measured, some repetitions at a time."""
+    for part in numbers.split(max(1, ROWS // max(1, len(noise.magnitude)))):
+        yield torch.stack([repeated(noise, row, kind) for row in part])
 
 
 def repeated(noise: Noise, numbers: Int[Tensor, " m"], kind: Kind) -> Float[Tensor, "v m"]:

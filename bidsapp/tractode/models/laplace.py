@@ -69,21 +69,26 @@ class Linearised:
     deviations: dict[str, Float[Tensor, "v _"]]
     axes: dict[str, Float[Tensor, "v 3"]]
     cones: dict[str, Float[Tensor, "v 1"]]
-    params: Float[Tensor, "v p"]
-    noise: Noise
 
 
 def linearised(
-    model: SignalModel, signal: Float[Tensor, "v n"], gtab: GradientTable, level: float, has_floor: bool
+    model: SignalModel,
+    signal: Float[Tensor, "v n"],
+    gtab: GradientTable,
+    noise: Noise,
+    estimate: Callable[[Tensor], Tensor],
+    level: float,
 ) -> Linearised:
-    """The delta method for every readout: one backward pass for each column of a scalar map and two for each axis."""
-    params = model.fit(signal, gtab)
-    noise = noise_of(model, signal, gtab, params, has_floor)
-    at = read(model, params)
+    """The delta method for every readout of an estimate (signals → parameters), which may be more than a fit.
+
+    One backward pass for each column of a scalar map and two for each axis.
+    """
+    with torch.no_grad():
+        at = read(model, estimate(signal))
     frames = {name: sphere.frame_to_z(_filled(axis))[:, :2] for name, axis in at.axes.items()}
 
     def columns(variable: Float[Tensor, "v n"]) -> list[Tensor]:
-        moved = read(model, model.fit(variable, gtab), at.axes)
+        moved = read(model, estimate(variable), at.axes)
         found = [column for values in moved.scalars.values() for column in values.unbind(-1)]
         for name, frame in frames.items():
             found += list((frame * moved.axes[name][:, None]).sum(-1).unbind(-1))
@@ -98,7 +103,7 @@ def linearised(
     for name in frames:
         pair = torch.stack([next(slopes), next(slopes)], dim=1)
         cones[name] = cone.of_normal(pair @ pair.mT, level)[:, None] * is_there(at.axes[name])
-    return Linearised(at.scalars, deviations, at.axes, cones, params, noise)
+    return Linearised(at.scalars, deviations, at.axes, cones)
 
 
 def is_there(axis: Float[Tensor, "v 3"]) -> Float[Tensor, "v 1"]:

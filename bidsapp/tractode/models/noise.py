@@ -25,6 +25,7 @@ from tractode.fields.scheme import scheme_of
 from tractode.ops import rician
 from tractode.ops import spherical_harmonics as sh
 
+FLOOR_STEPS = 2  # towards the amplitude without noise floor; more would make more of the noise than of the floor
 _LARGEST_ORDERS = ((1200.0, 4), (3200.0, 6), (float("inf"), 8))  # what a fibre's signal holds of each degree, below 1 %
 _MOST_COEFFICIENTS = 0.76  # of the number of directions
 _FEWEST_FREEDOMS = 8.0  # of smooth shells; with fewer the model's own residuals are better
@@ -37,18 +38,23 @@ _PROBES = 4
 class Noise:
     """Noise of a scan's voxels, one column a volume where there are several.
 
-    ``sigma`` is that of one channel, in signal units; ``magnitude`` the mean that the fit expects, ``amplitude`` the same
-    without the noise floor, ``spread`` the standard deviation of each measured magnitude. ``residuals`` have mean 0 and
-    variance 1 over the volumes that ``is_drawn`` names; ``freedom`` is the number of degrees of freedom that sigma rests on.
+    ``sigma`` is that of one channel, in signal units; ``magnitude`` the mean that the fit expects: ``scale`` times its
+    prediction; ``spread`` the standard deviation of each measured magnitude. ``residuals`` have mean 0 and variance 1 over
+    the volumes that ``is_drawn`` names; ``freedom`` is the number of degrees of freedom that sigma rests on.
     """
 
     sigma: Float[Tensor, "v 1"]
     freedom: Float[Tensor, "v 1"]
+    scale: Float[Tensor, "v 1"]
     magnitude: Float[Tensor, "v n"]
-    amplitude: Float[Tensor, "v n"]
     spread: Float[Tensor, "v n"]
     residuals: Float[Tensor, "v n"]
     is_drawn: Bool[Tensor, " n"]
+    has_floor: bool
+
+    def known(self, k: int) -> Float[Tensor, "kv 1"] | None:
+        """The noise level ``k`` times over where it was known beforehand."""
+        return self.sigma.repeat(k, 1) if bool(self.freedom.isinf().all()) else None
 
 
 def explained(
@@ -77,23 +83,27 @@ def noise_of(
     gtab: GradientTable,
     params: Float[Tensor, "v p"],
     has_floor: bool = True,
+    sigma: Float[Tensor, "v 1"] | None = None,
 ) -> Noise:
     """The noise of signals (as `explained` gives them) about the fit ``params``.
 
-    ``has_floor`` says that they are magnitudes of one channel's complex noise; otherwise the noise is Gaussian. Raises
+    ``has_floor`` says that they are magnitudes of one channel's complex noise; otherwise the noise is Gaussian. ``sigma`` is
+    its level where it is known (from a larger region, or a noise map), otherwise it is told from each voxel alone. Raises
     `InputDataError` (E-UNCERTAINTY-TABLE) where nothing is left over to tell it from.
     """
     if (reason := why_not(model, gtab)) is not None:
         raise InputDataError(
             reason, id="E-UNCERTAINTY-TABLE", needed="more volumes, or shells of at least 8 directions"
         )
-    magnitude = _expected(model, signal, gtab, params)
+    scale = _scale(model, signal, gtab, params)
+    magnitude = scale * model.predict(params, gtab).clamp(min=0)
     smoother = _smoother(gtab)
     if smoother is None:
         smooth, left = magnitude, 1 - _leverages(model, signal, gtab)
     else:
         smooth, left = signal @ smoother.to(signal).mT, 1 - smoother.diagonal().to(signal).expand_as(signal)
-    sigma = _level(signal - smooth, left, smooth, has_floor)
+    known = sigma is not None
+    sigma = _level(signal - smooth, left, smooth, has_floor) if sigma is None else sigma.to(signal)
     kept = (left > _LEAST_FREEDOM).all(0)
     if not bool(kept.any()):
         kept = torch.ones_like(kept)
@@ -102,20 +112,29 @@ def noise_of(
     pool = residuals[:, kept]
     centre, scale = pool.mean(-1, keepdim=True), pool.std(-1, keepdim=True, correction=0)
     residuals = (residuals - centre) / scale.clamp(min=torch.finfo(signal.dtype).tiny)
-    amplitude = sigma * rician.amplitude(magnitude / sigma) if has_floor else magnitude
-    freedom = left.clamp(min=0).sum(-1, keepdim=True)
-    return Noise(sigma, freedom, magnitude, amplitude, _spread(magnitude, sigma, has_floor), residuals, kept)
+    freedom = left.clamp(min=0).sum(-1, keepdim=True) if not known else torch.full_like(sigma, torch.inf)
+    return Noise(sigma, freedom, scale, magnitude, _spread(magnitude, sigma, has_floor), residuals, kept, has_floor)
 
 
-def _expected(
+def without_floor(
+    model: SignalModel, params: Float[Tensor, "v p"], gtab: GradientTable, noise: Noise, steps: int = FLOOR_STEPS
+) -> Float[Tensor, "v p"]:
+    """Parameters of the signal that the fit ``params`` expects, less its noise floor (see `rician.amplitude`)."""
+    if not noise.has_floor:
+        return params
+    return model.fit(noise.sigma * rician.amplitude(noise.magnitude / noise.sigma, steps), gtab)
+
+
+def _scale(
     model: SignalModel, signal: Float[Tensor, "v n"], gtab: GradientTable, params: Float[Tensor, "v p"]
-) -> Float[Tensor, "v n"]:
-    """The fit's signals; those of a model whose parameters hold no scale are brought to that of the measured ones."""
+) -> Float[Tensor, "v 1"]:
+    """What brings the predictions of a model whose parameters hold no scale to the measured signals; 1 for others."""
     predicted = model.predict(params, gtab).clamp(min=0)
     weighted = ~gtab.is_b0.to(signal.device)
     above = (predicted * signal)[:, weighted].sum(-1, keepdim=True)
     below = predicted.square()[:, weighted].sum(-1, keepdim=True)
-    return predicted * torch.where(below > 0, above / below.clamp(min=torch.finfo(signal.dtype).tiny), 1.0)
+    found = above / below.clamp(min=torch.finfo(signal.dtype).tiny)
+    return torch.where((above > 0) & (below > 0), found, torch.ones_like(found))
 
 
 def _level(

@@ -37,9 +37,16 @@ def variance(amplitude: Float[Tensor, "*v"]) -> Float[Tensor, "*v"]:
     return 2 + theta.square() - mean(theta).square()
 
 
-def amplitude(magnitude: Float[Tensor, "*v"]) -> Float[Tensor, "*v"]:
-    """The amplitude whose mean magnitude this is; 0 at the floor √(π/2) and below."""
-    return (magnitude.square() - 2 + variance_of(magnitude)).clamp(min=0).sqrt()
+def amplitude(magnitude: Float[Tensor, "*v"], steps: int) -> Float[Tensor, "*v"]:
+    """The amplitude whose mean magnitude this is, as far as some steps of ``θ ← θ + m − mean(θ)`` from θ = m lead.
+
+    Two steps leave 0.08 of a standard deviation at θ = 1 and 0.6 at 0. The exact inverse, which the steps tend to, has
+    no slope at the floor √(π/2) and no value below it: there it turns little noise of the magnitude into much.
+    """
+    theta = magnitude
+    for _ in range(steps):
+        theta = (theta + magnitude - mean(theta)).clamp(min=0)
+    return theta
 
 
 def variance_of(magnitude: Float[Tensor, "*v"]) -> Float[Tensor, "*v"]:
