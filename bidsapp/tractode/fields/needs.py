@@ -77,11 +77,13 @@ class Needs:
             return f"{name} needs {_counted(self.n_b0, 'b=0 volume')}; {table}"
         if n_weighted < self.volumes:
             return f"{name} needs {_counted(self.volumes, 'weighted volume')}; {table}"
-        if n_weighted and (scheme := scheme_of(gtab)) not in self.schemes:
+        scheme = scheme_of(gtab) if n_weighted else None
+        if scheme is not None and scheme not in self.schemes:
             return f"{name} needs a {' or '.join(self.schemes)} scheme; this table is a {scheme} scheme"
         if n_weighted and float(gtab.bvals.max()) < self.reach:
             return f"{name} needs b-values up to at least {self.reach:.0f} s/mm²; {table}"
-        if len(self.usable_shells(gtab)) < self.shells and set(self.schemes) <= set(SHELLED):
+        # Of a grid or of scattered directions no shells are asked, but of a table that has shells they are.
+        if (scheme in SHELLED or set(self.schemes) <= set(SHELLED)) and len(self.usable_shells(gtab)) < self.shells:
             return f"{name} needs {self._shells_wanted()}; {table}"
         return None
 

@@ -8,6 +8,7 @@ MODELS = Registry(
         "dti": "tractode.models.dti:DTI",
         "dki": "tractode.models.dki:DKI",
         "csd": "tractode.models.csd:CSD",
+        "msmt_csd": "tractode.models.msmt_csd:MSMTCSD",
         "csa": "tractode.models.csa:CSA",
         "qball": "tractode.models.q_ball:QBall",
         "gqi": "tractode.models.gqi:GQI",

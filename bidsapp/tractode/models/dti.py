@@ -25,6 +25,17 @@ _LARGEST_CONDITION = 200.0
 _TILE = 2048
 
 
+TENSOR_MAPS = (
+    MapSpec("diffusivity", "Diffusion tensor", "mm^2/s", components="tensor", invariant=False),
+    MapSpec("fa", "Fractional anisotropy", "arbitrary"),
+    MapSpec("md", "Mean diffusivity", "mm^2/s"),
+    MapSpec("ad", "Axial diffusivity", "mm^2/s"),
+    MapSpec("rd", "Radial diffusivity", "mm^2/s"),
+    MapSpec("s0", "Signal without diffusion weighting", "arbitrary"),
+    MapSpec("direction", "Principal direction of diffusion", "arbitrary", components="unit3vector", invariant=False),
+)
+
+
 @dataclass(frozen=True)
 class DTI(SignalModel):
     """Parameters: Dxx Dxy Dxz Dyy Dyz Dzz in mm²/s (RAS+ scanner frame), then ln S0.
@@ -38,17 +49,7 @@ class DTI(SignalModel):
     label: ClassVar[str] = "tensor"
     citation: ClassVar[str] = "Basser1994"
     needs: ClassVar[Needs] = Needs(n_b0=0)
-    maps: ClassVar[tuple[MapSpec, ...]] = (
-        MapSpec("diffusivity", "Diffusion tensor", "mm^2/s", components="tensor", invariant=False),
-        MapSpec("fa", "Fractional anisotropy", "arbitrary"),
-        MapSpec("md", "Mean diffusivity", "mm^2/s"),
-        MapSpec("ad", "Axial diffusivity", "mm^2/s"),
-        MapSpec("rd", "Radial diffusivity", "mm^2/s"),
-        MapSpec("s0", "Signal without diffusion weighting", "arbitrary"),
-        MapSpec(
-            "direction", "Principal direction of diffusion", "arbitrary", components="unit3vector", invariant=False
-        ),
-    )
+    maps: ClassVar[tuple[MapSpec, ...]] = TENSOR_MAPS
 
     def facts(self) -> dict[str, Any]:
         return {"FitMethod": self.fit_method}
@@ -75,18 +76,7 @@ class DTI(SignalModel):
         return fitted / fitted.new_tensor([_B_SCALE] * 6 + [1.0])
 
     def to_maps(self, params: Float[Tensor, "v 7"]) -> dict[str, Float[Tensor, "v _"]]:
-        tensor = params[:, :6]
-        values, vectors = symmetric.eigen(tensor)
-        trace = symmetric.trace(tensor)
-        return {
-            "diffusivity": tensor,
-            "fa": symmetric.anisotropy(tensor)[:, None],
-            "md": trace[:, None] / 3,
-            "ad": values[:, :1],
-            "rd": values[:, 1:].mean(-1, keepdim=True),
-            "s0": params[:, 6:].exp(),
-            "direction": vectors[:, :, 0],
-        }
+        return tensor_maps(params[:, :6], params[:, 6:])
 
     def example(self, seed: int, n: int = 32) -> Float[Tensor, "n 7"]:
         """Tensors of distinct eigenvalues in 0.2–2.5 × 10⁻³ mm²/s, randomly turned; S0 between 50 and 1000."""
@@ -98,6 +88,21 @@ class DTI(SignalModel):
         tensor = symmetric.from_matrix(frame.mT @ torch.diag_embed(values) @ frame)
         log_s0 = torch.rand(n, 1, generator=generator, dtype=torch.float64) * 3 + 3.9
         return torch.cat([tensor, log_s0], dim=-1)
+
+
+def tensor_maps(tensor: Float[Tensor, "v 6"], log_s0: Float[Tensor, "v 1"]) -> dict[str, Float[Tensor, "v _"]]:
+    """`TENSOR_MAPS` of tensors in mm²/s."""
+    values, vectors = symmetric.eigen(tensor)
+    trace = symmetric.trace(tensor)
+    return {
+        "diffusivity": tensor,
+        "fa": symmetric.anisotropy(tensor)[:, None],
+        "md": trace[:, None] / 3,
+        "ad": values[:, :1],
+        "rd": values[:, 1:].mean(-1, keepdim=True),
+        "s0": log_s0.exp(),
+        "direction": vectors[:, :, 0],
+    }
 
 
 def _design(gtab: GradientTable) -> Float[Tensor, "n 7"]:
