@@ -81,13 +81,24 @@ def terms(
     return torch.stack((u, v, w, u * u, v * v, w * w, u * v, u * w, v * w), dim=-1)
 
 
-def slopes(terms_there: Float[Tensor, "*p 9"], axis: int) -> Float[Tensor, "*p 9"]:
-    """Derivatives of the terms along a stored axis, per mm."""
-    u, v, w = terms_there[..., :3].unbind(-1)
-    zero, one = torch.zeros_like(u), torch.ones_like(u)
-    rows = {
-        0: (one, zero, zero, 2 * u, zero, zero, v, w, zero),
-        1: (zero, one, zero, zero, 2 * v, zero, u, zero, w),
-        2: (zero, zero, one, zero, zero, 2 * w, zero, u, v),
-    }
-    return torch.stack(rows[axis], dim=-1) / UNIT_MM
+def polynomial(
+    index: Float[Tensor, "n p 3"],
+    coefficients: Float[Tensor, "n 9"],
+    shape: tuple[int, int, int],
+    sizes: tuple[float, float, float],
+    axis: int,
+) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n p"]]:
+    """The sum of the `terms` with these coefficients, and its derivative along a stored axis per mm."""
+    coordinates = []
+    for which, (n, size) in enumerate(zip(shape, sizes, strict=True)):
+        coordinates.append((index[..., which] - (n - 1) / 2) * (size / UNIT_MM))
+    u, v, w = coordinates
+    x, y, z, xx, yy, zz, xy, xz, yz = coefficients[:, :, None].unbind(1)
+    values = u * (x + xx * u + xy * v + xz * w) + v * (y + yy * v + yz * w) + w * (z + zz * w)
+    if axis == 0:
+        slope = x + 2 * xx * u + xy * v + xz * w
+    elif axis == 1:
+        slope = y + 2 * yy * v + xy * u + yz * w
+    else:
+        slope = z + 2 * zz * w + xz * u + yz * v
+    return values, slope / UNIT_MM

@@ -8,24 +8,25 @@ reference's points is the prediction, whose gradient is less noisy than the volu
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from tractode.errors import InputDataError
 from tractode.fields.dwi import DWI
-from tractode.fields.image import Image, ImageGrid
-from tractode.fields.transform import Affine
+from tractode.fields.gradients import GradientTable
+from tractode.fields.image import Image
 from tractode.ops import affine as aff
-from tractode.ops import interpolate, smooth
+from tractode.ops import interpolate
 from tractode.ops import volume_pose as pose
 from tractode.preprocess.eddy import geometry
+from tractode.preprocess.joining import joined
+from tractode.preprocess.level import Level, stepped
 from tractode.preprocess.outliers import deviations, outlying, slice_losses
-from tractode.preprocess.prediction import fitted, left_out, predicted
-from tractode.registration.refine import RefineSettings, refine
+from tractode.preprocess.prediction import Process, fitted, left_out, predicted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,10 +34,13 @@ if TYPE_CHECKING:
     from tractode.preprocess.eddy import PhaseEncoding
     from tractode.preprocess.motion import MotionEstimate, MotionSettings
 
-_MARGIN = 5.0  # mm around the brain, whose outline says most of where it is
-_CUTOFF = 4.0  # robust standard deviations beyond which a difference counts for little
 _INDEPENDENT = 0.3  # share of the points whose errors are their own; the images are smooth
-_FARTHEST = 3.0  # mm; a step is no longer than this
+_FARTHEST = 9.0  # mm; a step moves nothing within _ARM mm of the centre farther
+_ARM = 60.0
+_SHORT_MM = 0.003  # a shorter step is the last one
+_LEAST_POINTS = 100
+_LEAST_EDDY = 12  # weighted volumes from which eddy terms are held near what the gradients say
+_JOINING = 2.0  # mm; smoothing for the way between b=0 and weighted volumes
 
 
 class Rounds:
@@ -65,7 +69,7 @@ class Rounds:
         self.z = torch.zeros(n, slices, dtype=torch.float64)
         self.lost = torch.zeros(n, slices, dtype=torch.bool)
         self.prediction: Tensor | None = None
-        self.level: _Level | None = None
+        self.level: Level | None = None
         self.is_b0 = scan.gtab.is_b0.cpu()
         self.n_terms = self._eddy_terms()
         self.expected = torch.zeros(n, 9, dtype=torch.float64)
@@ -85,18 +89,15 @@ class Rounds:
         total = len(rounds) * n
         correlation = torch.ones(n, dtype=torch.float64)
         for number, width in enumerate(rounds):
-            self.level = _Level(self.scan, width, self.settings.points)
-            aligned = self._aligned()
-            if number and self._kinds_differ():
-                aligned = self._joined(aligned)
-            self.prediction = self._predicted(aligned)
+            self.level = Level(self.scan.grid, self.scan.mask, width, self.settings.points)
+            self.prediction = self._predicted(self._aligned())
             for volume in range(n):
                 correlation[volume] = self._step(volume)
                 progress(number * n + volume + 1, total)
             self._expect_eddy()
             if self.settings.outliers is not None and number + 2 >= len(rounds):
                 self._judge()
-        self._join(self._aligned())
+        self._join()
         self._anchor()
         return MotionEstimate(
             self.scan.grid, self.place.centre, self.encoding, self.motion, self.eddy, self.lost, self.z, correlation,
@@ -167,13 +168,10 @@ class Rounds:
         base = brain[self.is_b0].mean(0) if bool(self.is_b0.any()) else brain.mean(0)
         shares = (brain[weighted] / base.clamp_min(0.05 * float(base.quantile(0.9)))).double()
         process = fitted(gtab[weighted], shares @ shares.mT / shares.shape[1]) if len(shares) > 1 else None
-        from tractode.preprocess.prediction import Process
-
         return predicted(left_out(gtab, process or Process()), aligned)
 
-    def _table(self):  # type: ignore[no-untyped-def]
-        from dataclasses import replace
-
+    def _table(self) -> GradientTable:
+        """The gradients as they lie to the head."""
         turn = pose.rotations(self.motion[:, 3:])
         bvecs = (turn.mT @ self.scan.gtab.bvecs.double()[..., None])[..., 0]
         return replace(self.scan.gtab, bvecs=bvecs.to(self.scan.gtab.bvecs))
@@ -182,74 +180,58 @@ class Rounds:
         """Gauss–Newton steps of one volume towards its prediction; their correlation before the last one."""
         assert self.level is not None
         assert self.prediction is not None
-        level, wanted = self.level, self.prediction[volume]
+        level, wanted, n_eddy = self.level, self.prediction[volume], 0 if self.is_b0[volume] else self.n_terms
         soft = level.smoothed(self._volume(volume))
-        aim = wanted.reshape(-1)[level.chosen]
-        gradient = level.gradient(wanted)[level.chosen]
-        points, scale, correlation = level.points, 1.0, 1.0
+        aim, gradient = wanted.reshape(-1)[level.chosen], level.gradient(wanted)[level.chosen]
+        correlation = 1.0
         for _ in range(self.settings.steps):
-            seen, index = self._read(soft, volume, points)
+            seen, index = self._read(soft, volume, level.points)
             inside = interpolate.inside(self.scan.grid.shape, index, margin=0.5)
-            if int(inside.sum()) < 100:
+            if int(inside.sum()) < _LEAST_POINTS:
                 break
-            scale = float((seen * aim)[inside].sum() / seen[inside].square().sum().clamp_min(1e-12))
-            apart = aim - scale * seen
-            deviation = 1.4826 * apart[inside].abs().median()
-            weight = inside / (1 + (apart / (_CUTOFF * deviation).clamp_min(1e-6)).square()).square()
             correlation = float(torch.corrcoef(torch.stack((aim[inside], seen[inside])))[0, 1])
-            columns = self._columns(gradient, points, index, scale * seen, volume)
-            self._update(volume, columns, apart, weight)
+            more = self._eddy_columns(gradient, index, volume, n_eddy)
+            strength = self.spread[:n_eddy].square().reciprocal() / _INDEPENDENT
+            expected = self.expected[volume, :n_eddy] - self.eddy[volume, :n_eddy]
+            step, eddy = stepped(gradient, level.points, self.place.centre, aim, seen, inside, more, strength, expected)
+            self._move(volume, step)
+            self.eddy[volume, :n_eddy] += eddy
+            if float(step[:3].norm()) < _SHORT_MM and float(step[3:].norm()) < _SHORT_MM / 100:
+                break
         return correlation
 
-    def _columns(
-        self, gradient: Tensor, points: Tensor, index: Tensor, seen: Tensor, volume: int
-    ) -> Float[Tensor, "p c"]:
-        """What the volume, brought to the reference, changes by for a unit of shift, turn, brightness and each eddy term."""
-        arm = torch.linalg.cross(points - self.place.centre.to(points), gradient)
-        parts = [gradient, arm, seen[:, None]]
-        if self.n_terms and not bool(self.is_b0[volume]):
-            assert self.place.encoding is not None
-            axis = self.place.encoding.axis
-            along = aff.axis_directions(self.scan.grid.affine)[:, axis]
-            turn = pose.rotations(self.motion[volume, 3:])
-            rate = gradient @ (turn.mT @ along).to(gradient)
-            parts.append(
-                rate[:, None] * pose.terms(index, self.scan.grid.shape, self.scan.grid.voxel_sizes)[:, : self.n_terms]
-            )
-        return torch.cat(parts, dim=-1)
+    def _eddy_columns(self, gradient: Tensor, index: Tensor, volume: int, n: int) -> Float[Tensor, "p e"]:
+        """What the volume, brought to the reference, changes by for a unit of each eddy term."""
+        if not n or self.place.encoding is None:
+            return gradient[:, :0]
+        along = aff.axis_directions(self.scan.grid.affine)[:, self.place.encoding.axis]
+        turn = pose.rotations(self.motion[volume, 3:])
+        rate = gradient @ (turn.mT @ along).to(gradient)
+        terms = pose.terms(index, self.scan.grid.shape, self.scan.grid.voxel_sizes)
+        return rate[:, None] * terms[:, :n]
 
-    def _update(self, volume: int, columns: Tensor, apart: Tensor, weight: Tensor) -> None:
-        heavy = columns * weight[:, None]
-        normal, right = (heavy.mT @ columns).double(), (heavy.mT @ apart).double()
-        variance = float((weight * apart.square()).sum() / weight.sum()) / _INDEPENDENT
-        ridge = 1e-9 * normal.diagonal().clamp_min(1e-12)
-        n_eddy = columns.shape[1] - 7
-        if n_eddy:
-            strength = variance / self.spread[:n_eddy].square()
-            ridge[7:] += strength
-            right[7:] += strength * (self.expected[volume, :n_eddy] - self.eddy[volume, :n_eddy])
-        step = torch.linalg.solve(normal + ridge.diag(), right)
-        change = step[None, :6]
-        largest = float(change[0, :3].norm()) + 60.0 * float(change[0, 3:].norm())
-        change = change * min(1.0, 3 * _FARTHEST / max(largest, 1e-9))
-        self.motion[volume] = pose.then(change, self.motion[volume : volume + 1])[0]
-        if n_eddy:
-            self.eddy[volume, :n_eddy] += step[7:]
+    def _move(self, volume: int, step: Float[Tensor, " 6"]) -> None:
+        """Composes a step with a volume's pose; a long one is cut."""
+        length = float(step[:3].norm()) + _ARM * float(step[3:].norm())
+        step = step * min(1.0, _FARTHEST / max(length, 1e-9))
+        self.motion[volume] = pose.then(step[None], self.motion[volume : volume + 1])[0]
 
     # --- between rounds ------------------------------------------------------------------------------------------------
 
     def _expect_eddy(self) -> None:
-        """Eddy currents follow the gradients: what is expected is linear in them, and the rest is a deviation from it."""
+        """Eddy currents follow the gradients: what is expected is linear in them, and the rest is a deviation from it.
+
+        What all weighted volumes have in common cannot be told from the shape of the head as they show it; it is taken to be nought.
+        """
         weighted = ~self.is_b0
-        if self.n_terms == 0 or int(weighted.sum()) < 12:
+        if self.n_terms == 0 or int(weighted.sum()) < _LEAST_EDDY:
             return
         strength = self.scan.gtab.bvals[weighted].double().sqrt()[:, None] * self.scan.gtab.bvecs[weighted].double()
-        design = torch.cat(
-            (strength / strength.norm(dim=-1).amax(), torch.ones(len(strength), 1, dtype=torch.float64)), dim=-1
-        )
+        design = torch.cat((strength / strength.norm(dim=-1).amax(), torch.ones(len(strength), 1).double()), dim=-1)
         found = torch.linalg.lstsq(design, self.eddy[weighted]).solution
-        rest = self.eddy[weighted] - design @ found
-        self.expected[weighted] = design @ found
+        self.eddy[weighted] -= found[-1]
+        self.expected[weighted] = design[:, :3] @ found[:3]
+        rest = self.eddy[weighted] - self.expected[weighted]
         self.spread = (1.4826 * rest.abs().median(0).values).clamp(0.05, self.settings.eddy_mm)
 
     def _judge(self) -> None:
@@ -270,30 +252,16 @@ class Rounds:
         self.z = deviations(self.losses, self.scan.gtab)
         self.lost = outlying(self.losses, self.z, wanted)
 
-    # --- weighted volumes and b=0 volumes ------------------------------------------------------------------------------
+    # --- at the end ----------------------------------------------------------------------------------------------------
 
-    def _kinds_differ(self) -> bool:
-        return bool(self.is_b0.any()) and bool((~self.is_b0).any())
-
-    def _joined(self, aligned: Float[Tensor, "n i j k"]) -> Float[Tensor, "n i j k"]:
-        self._join(aligned)
-        return self._aligned()
-
-    def _join(self, aligned: Float[Tensor, "n i j k"]) -> None:
-        """Moves all weighted volumes together to where their mean looks like the mean b=0 image."""
-        if not self._kinds_differ():
+    def _join(self) -> None:
+        """Moves all weighted volumes together to where they lie to the b=0 volumes."""
+        if not bool(self.is_b0.any()) or bool(self.is_b0.all()):
             return
-        assert self.level is not None
-        change = between(
-            Image(self.level.grid, aligned[self.is_b0].mean(0, keepdim=True)),
-            Image(self.level.grid, aligned[~self.is_b0].mean(0, keepdim=True)),
-            self.scan.mask,
-            self.scan.grid,
-        )
-        turn = pose.rotation_vectors(aff.rotation_part(change))
-        shift = aff.apply_affine(change, self.place.centre) - self.place.centre
-        own = torch.cat((shift, turn))[None].expand(int((~self.is_b0).sum()), -1)
-        self.motion[~self.is_b0] = pose.then(own, self.motion[~self.is_b0])
+        self.level = Level(self.scan.grid, self.scan.mask, _JOINING, self.settings.points)
+        aligned = self._aligned()
+        unweighted, weighted = aligned[self.is_b0].mean(0), aligned[~self.is_b0].mean(0)
+        self.motion = joined(self.motion, self.is_b0, self.level, unweighted, weighted, self.place.centre)
 
     def _anchor(self) -> None:
         """The reference becomes where the head lay in the mean of the b=0 volumes (without any, of all volumes)."""
@@ -302,61 +270,9 @@ class Rounds:
         self.motion = pose.then(back.expand(len(self.motion), -1), self.motion)
 
 
-def between(unweighted: Image, weighted: Image, mask: Bool[Tensor, "i j k"], grid: ImageGrid) -> Float[Tensor, "4 4"]:
-    """The rigid way (points of the b=0 image → points of the weighted one) between two images of different contrast."""
-    start = Affine(torch.eye(4, dtype=torch.float64), unweighted.grid.space, weighted.grid.space)
-    settings = RefineSettings(rounds=(5.0, 4.0))
-    return refine(unweighted, weighted, [start], fixed_mask=Image(grid, mask[None]), settings=settings).matrix
-
-
 def _slice_index(shape: tuple[int, int, int], axis: int, number: int | None, step: int) -> Float[Tensor, "p 3"]:
     """Voxel indices of one slice or of all, every ``step``-th voxel in the plane."""
     ranges = [torch.arange(0, n, 1 if which == axis else step, dtype=torch.float64) for which, n in enumerate(shape)]
     if number is not None:
         ranges[axis] = torch.tensor([float(number)], dtype=torch.float64)
     return torch.cartesian_prod(*ranges)
-
-
-@dataclass(frozen=True, eq=False)
-class _Drawn:
-    chosen: Tensor
-    points: Tensor
-
-
-class _Level:
-    """One resolution: how volumes are smoothed and thinned out, and the points that are compared."""
-
-    def __init__(self, scan: DWI, width: float, n_points: int) -> None:
-        sizes = scan.grid.voxel_sizes
-        sigma = [width / 2.355 / size for size in sizes]
-        self.sigma = (sigma[0], sigma[1], sigma[2])
-        strides = [max(1, min(int(width / 2 / size), n // 8)) for size, n in zip(sizes, scan.grid.shape, strict=True)]
-        self.strides = (strides[0], strides[1], strides[2])
-        affine = scan.grid.affine.clone()
-        affine[:3, :3] *= torch.tensor(strides, dtype=torch.float64)
-        shape = [math.ceil(n / stride) for n, stride in zip(scan.grid.shape, strides, strict=True)]
-        self.grid = ImageGrid((shape[0], shape[1], shape[2]), affine, scan.grid.space)
-        self.brain = self._thinned(scan.mask)
-        radius = [max(1, round(_MARGIN / size)) for size in self.grid.voxel_sizes]
-        near = smooth.dilate(self.brain, (radius[0], radius[1], radius[2]))
-        flat = near.reshape(-1).nonzero()[:, 0]
-        self.chosen = flat[:: max(1, math.ceil(len(flat) / n_points))]
-        self.points = self.grid.centres(torch.float32).reshape(-1, 3)[self.chosen]
-
-    def _thinned(self, mask: Bool[Tensor, "i j k"]) -> Bool[Tensor, "r s t"]:
-        i, j, k = self.strides
-        return mask[::i, ::j, ::k]
-
-    def smoothed(self, values: Float[Tensor, "1 i j k"]) -> Float[Tensor, "1 r s t"]:
-        i, j, k = self.strides
-        return smooth.gaussian(values, self.sigma)[:, ::i, ::j, ::k].contiguous()
-
-    def gradient(self, values: Float[Tensor, "r s t"]) -> Float[Tensor, "p 3"]:
-        """Per mm, along RAS+."""
-        steps = torch.stack([_central(values, axis) for axis in range(3)], dim=-1).reshape(-1, 3)
-        return steps @ self.grid.inverse_affine[:3, :3].to(steps)
-
-
-def _central(values: Float[Tensor, "r s t"], axis: int) -> Float[Tensor, "r s t"]:
-    """Central differences along an axis, one-sided at the ends."""
-    return torch.gradient(values, dim=axis)[0]

@@ -53,7 +53,7 @@ class Geometry:
         self, points: Float[Tensor, "p 3"], motion: Float[Tensor, "n 6"], eddy: Float[Tensor, "n 9"]
     ) -> tuple[Float[Tensor, "n p 3"], Float[Tensor, "n p"]]:
         """Voxel indices at which each volume holds points of the reference (mm), and how much brighter it must be made there."""
-        there = aff.apply_affine(self.grid.inverse_affine, pose.moved(points, motion, self.centre))
+        there = torch.stack([aff.apply_affine(matrix, points) for matrix in self._to_index(motion)])
         if self.encoding is None:
             return there, torch.ones_like(there[..., 0])
         axis = self.encoding.axis
@@ -62,20 +62,25 @@ class Geometry:
             at = aff.apply_affine(self.grid.inverse_affine, points)
             shift = shift + _near(self.field_shift, at)
             slope = slope + _near(self.field_slope, at)
-        there = there.clone()
         there[..., axis] += shift
         return there, (1 + slope).clamp(0, _BRIGHTEST)
+
+    def _to_index(self, motion: Float[Tensor, "n 6"]) -> Float[Tensor, "n 4 4"]:
+        """From points of the reference (mm) to voxel indices of each volume, where nothing is shifted."""
+        return self.grid.inverse_affine @ pose.matrices(motion.double(), self.centre.double())
 
     def eddy_shift(
         self, index: Float[Tensor, "n p 3"], eddy: Float[Tensor, "n 9"]
     ) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n p"]]:
         """Voxels along the encoding that eddy currents shift what is at these indices, and the slope of it."""
         assert self.encoding is not None
-        at = pose.terms(index, self.grid.shape, self.grid.voxel_sizes)
-        rate = eddy.to(at)[:, :, None] / self.mm_per_voxel
+        if not bool(eddy.any()):
+            return torch.zeros_like(index[..., 0]), torch.zeros_like(index[..., 0])
+        values, rate = pose.polynomial(
+            index, eddy.to(index), self.grid.shape, self.grid.voxel_sizes, self.encoding.axis
+        )
         # A slope is voxels a voxel, which is mm a mm.
-        along = pose.slopes(at, self.encoding.axis) @ eddy.to(at)[:, :, None]
-        return (at @ rate)[..., 0], along[..., 0]
+        return values / self.mm_per_voxel, rate
 
     def origin_of(
         self, index: Float[Tensor, "p 3"], motion: Float[Tensor, "6"], eddy: Float[Tensor, "9"]

@@ -100,7 +100,7 @@ def diffusion(
     own = {name: line.moved(back) for name, line in lines.items()}
     fibres = fibre_field(grid, tissues, own, settings.fibres)
     truths = {name: bundle_truth(line, fibres, name, settings.end_radius_mm) for name, line in own.items()}
-    return Diffusion(grid, gtab, _clean_signal(fibres, gtab, settings), fibres, truths)
+    return Diffusion(grid, gtab, clean_signal(fibres, gtab, settings), fibres, truths)
 
 
 def scanned(
@@ -192,7 +192,8 @@ def template_bundles(anatomy: Anatomy, settings: SubjectSettings, generator: tor
     return found
 
 
-def _clean_signal(fibres: FibreField, gtab: GradientTable, settings: SubjectSettings) -> Float[Tensor, "n i j k"]:
+def clean_signal(fibres: FibreField, gtab: GradientTable, settings: SubjectSettings) -> Float[Tensor, "n i j k"]:
+    """The signal without noise that fibres and tissues give with a table."""
     brain = fibres.tissues.sum(0) > 0
     signals = signal.predict(fibres.fod.coeffs[:, brain].mT, fibres.tissues[:, brain].mT, gtab, settings.tissue)
     out = torch.zeros(len(gtab), *brain.shape, dtype=torch.float64)
