@@ -32,6 +32,7 @@ def table(bvals: tuple[float, ...], n: int = 64, n_b0: int = 6) -> GradientTable
 
 TABLES = {
     "b1000": (1000.0,),
+    "b1500": (1500.0,),
     "b3000": (3000.0,),
     "low": (500.0, 1000.0, 1500.0),
     "multi": (1000.0, 2000.0, 3000.0),

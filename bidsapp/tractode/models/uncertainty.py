@@ -43,7 +43,7 @@ class Errors:
     """Of each readout of some voxels: its value and standard deviation; of each axis the half-angle of its cone (rad).
 
     ``centres`` and ``spreads`` are those of the values without the noise's bias, squares of them for ``norms``; ``freedom``
-    is the number of degrees of freedom that the noise level rests on.
+    is the number of degrees of freedom that the spreads rest on.
     """
 
     values: dict[str, Float[Tensor, "v _"]]
@@ -212,7 +212,9 @@ def _by_samples(
         centres = {name: own[name] - (mean - origin[name]) for name, mean in freed.mean.items()}
         further = freed.scaled(read(model, without_floor(model, params, gtab, noise, _FURTHER)).scalars)
         spreads = {name: torch.hypot(own[name] - further[name], sd) for name, sd in freed.deviations().items()}
-    return Errors(at.scalars, plain.deviations(), at.axes, cones, centres, spreads, noise.freedom, norms)
+    # The spread of a few repetitions is itself known as well as from so many degrees of freedom.
+    freedom = 1 / (1 / noise.freedom + 1 / (plain.count - 1))
+    return Errors(at.scalars, plain.deviations(), at.axes, cones, centres, spreads, freedom, norms)
 
 
 def _freed(
@@ -260,7 +262,12 @@ def _joined(parts: list[Errors], dtype: torch.dtype) -> Errors:
         return {key: torch.cat([table[key] for table in tables]).to(dtype) for key in tables[0]}
 
     return Errors(
-        *(joined(name) for name in ("values", "deviations", "axes", "cones", "centres", "spreads")),
-        torch.cat([part.freedom for part in parts]).to(dtype),
-        parts[0].norms,
+        values=joined("values"),
+        deviations=joined("deviations"),
+        axes=joined("axes"),
+        cones=joined("cones"),
+        centres=joined("centres"),
+        spreads=joined("spreads"),
+        freedom=torch.cat([part.freedom for part in parts]).to(dtype),
+        norms=parts[0].norms,
     )
