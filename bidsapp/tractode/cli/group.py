@@ -15,6 +15,8 @@ def run_group(settings: Settings) -> int:
         folders.check_output(settings.output_dir)
     with logging_to(None, settings.verbosity):
         result = write_group(settings.output_dir, settings.participants)
-    for path in (result.table, result.dictionary, result.page):
+    for path in (result.table, result.dictionary, result.page, *result.responses):
         print(path)
+    for note in result.notes:
+        print(f"Note: {note}")
     return 0

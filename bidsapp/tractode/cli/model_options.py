@@ -27,7 +27,7 @@ def add_models(add: Callable[..., Any], models: tuple[str, ...]) -> None:
         metavar="MODEL",
         help=f"diffusion models ({', '.join(models)}), or sets of them ({', '.join(shipped())}); default: auto, what each "
         "run's data support. A model asked for by name is refused where they do not support it; 'dki?' is left out there, "
-        "'msmt_csd|csd' is the first that they support",
+        "'msmt_csd@2|csd' is the first that they support (the one only with two shells)",
     )
     add(
         "--recipe",

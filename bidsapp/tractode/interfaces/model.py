@@ -16,11 +16,12 @@ from tractode.errors import InputDataError
 from tractode.fields import GradientTable, Image
 from tractode.fields.sh import order_of
 from tractode.interfaces.fitting import FEW_ENOUGH, SLAB, MaskedMaps, fit_blocks, read_prepared_table
-from tractode.interfaces.responses import with_responses
+from tractode.interfaces.responses import own_responses, with_responses
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets
 from tractode.io.masked_series import MaskedSeries, masked_series
 from tractode.io.nifti import read_image
 from tractode.io.notes import warning
+from tractode.io.response import save_response
 from tractode.models import MODELS, uncertainty
 from tractode.reports import figures_models
 
@@ -67,6 +68,7 @@ class FitModel(Step):
             )
         facts = model.facts()
         self._write_maps(writer, kind, maps, facts)
+        self._write_responses(writer, model)
         if method != "none":
             self._write_spread(writer, kind, spread, facts, method)
         writer.facts.update(
@@ -109,6 +111,17 @@ class FitModel(Step):
         if given is not None:
             return given
         return kind.for_data(series.sample(FEW_ENOUGH).to(self.inputs.job.device), gtab)
+
+    def _write_responses(self, writer: StepWriter, model: SignalModel) -> None:
+        """Files that other runs may be fitted with; those estimated here are what the group level averages."""
+        for response in own_responses(model):
+            relative = derivative(
+                self.inputs.run.entities, datatype="dwi", model=model.label, desc=response.tissue,
+                suffix="response", extension=".txt",
+            )  # fmt: skip
+            writer.write(f"response-{response.tissue}", relative, partial(save_response, response))
+            if not self.inputs.responses:
+                writer.facts.setdefault("own_responses", []).append(f"response-{response.tissue}")
 
     def _write_maps(self, writer: StepWriter, kind: type[SignalModel], maps: MaskedMaps, facts: dict[str, Any]) -> None:
         for spec in kind.maps:

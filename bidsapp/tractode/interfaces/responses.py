@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from tractode.contracts import SignalModel
 from tractode.errors import InputDataError
 from tractode.fields import GradientTable
+from tractode.io.response import load_response
+from tractode.models.tissue_response import TissueResponse
 
 TISSUES = {1: ("wm",), 2: ("wm", "csf"), 3: ("wm", "gm", "csf")}
 
@@ -19,8 +23,6 @@ def with_responses(kind: type[SignalModel], paths: Sequence[Path], gtab: Gradien
     """
     if not paths or not hasattr(kind, "with_responses"):
         return None
-    from tractode.io.response import load_response
-
     tissues = TISSUES[len(paths)]
     responses = [load_response(path, tissue) for path, tissue in zip(paths, tissues, strict=True)]
     try:
@@ -33,3 +35,18 @@ def with_responses(kind: type[SignalModel], paths: Sequence[Path], gtab: Gradien
             needed="a row for each b-value of the scan, the b=0 among them",
             fix="make them from data of the same protocol, or leave --response out",
         ) from None
+
+
+def own_responses(model: SignalModel) -> list[TissueResponse]:
+    """The responses that a model was made with, to be written; none where it has none."""
+    several = getattr(model, "responses", None)
+    if several is not None:
+        return list(several)
+    one = getattr(model, "response", None)
+    if one is None:
+        return []
+    return [
+        TissueResponse(
+            "wm", torch.tensor([one.b], dtype=torch.float64), one.coefficients[None], one.method, one.n_voxels
+        )
+    ]

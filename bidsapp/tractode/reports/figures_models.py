@@ -35,10 +35,12 @@ def figures(kind: type[SignalModel], image_of: Callable[[str], Image], mask: Ima
     section = "fod" if {"fod", "wm"} & {spec.param for spec in kind.maps if spec.components == "sh"} else kind.label
     scalars = [spec for spec in kind.maps if spec.components == "scalar"]
     shown: list[Reportlet] = []
-    fractions = {spec.param.removesuffix("fraction"): spec for spec in scalars if spec.param.endswith("fraction")}
+    fractions = {
+        name: spec for spec in scalars if (name := spec.param.removesuffix("vf")) in _TISSUES and name != spec.param
+    }
     if {"wm", "csf"} <= fractions.keys():
         shown.append(tissues({name: image_of(spec.param) for name, spec in fractions.items()}, mask, run, section))
-        scalars = [spec for spec in scalars if spec not in fractions.values()]
+        scalars = [spec for spec in scalars if spec.param.removesuffix("vf") not in _TISSUES]
     if len(scalars) > _FEW:
         shown.append(overview(scalars, image_of, mask, run, section, kind.label))
         scalars = []

@@ -59,13 +59,15 @@ def choose(entries: Sequence[str], gtab: GradientTable | None) -> Choice:
     reasons: dict[str, str] = {}
     chosen: dict[str, bool] = {}
     why_not = {name: None if gtab is None else MODELS[name].why_not(gtab) for name in MODELS}
+    n_shells = None if gtab is None else len(gtab.shells())
     for wish in wishes(entries):
-        able = [name for name in wish.names if why_not[name] is None]
+        passed = {name: why_not[name] or _too_few(wish.shells_of(name), n_shells) for name in wish.names}
+        able = [name for name in wish.names if passed[name] is None]
         for name in wish.names:
-            reasons.setdefault(name, _left_out(name, wish, why_not[name], able))
+            reasons.setdefault(name, _left_out(wish, passed[name], able))
         if able:
             chosen[able[0]] = True
-            reasons[able[0]] = _taken(able[0], wish, why_not)
+            reasons[able[0]] = _taken(able[0], wish, passed)
         elif not wish.is_optional:
             # The least demanding one says what the data lack.
             chosen.setdefault(wish.names[-1], False)
@@ -86,6 +88,13 @@ def choice_of(run: Any, settings: Settings) -> Choice:
     return replace(choose(settings.models, gtab), shape=shape)
 
 
+def _too_few(wanted: int, n_shells: int | None) -> str | None:
+    """Why a model is passed over that is wanted with several shells only."""
+    if n_shells is None or n_shells >= wanted:
+        return None
+    return f"it is taken with at least {wanted} shells, and this table has {n_shells}"
+
+
 def _taken(name: str, wish: Wanted, why_not: dict[str, str | None]) -> str:
     origin = f"recipe {wish.recipe}" if wish.recipe else "asked for"
     passed = [f"not {other}: {why_not[other]}" for other in wish.names[: wish.names.index(name)]]
@@ -94,7 +103,7 @@ def _taken(name: str, wish: Wanted, why_not: dict[str, str | None]) -> str:
     return f"{origin}, the first of {', '.join(wish.names)} that the data support{_listed(passed)}"
 
 
-def _left_out(name: str, wish: Wanted, why: str | None, able: Iterable[str]) -> str:
+def _left_out(wish: Wanted, why: str | None, able: Iterable[str]) -> str:
     if why is not None:
         return why
     return f"recipe {wish.recipe} takes {next(iter(able))} instead" if wish.recipe else "another was taken"

@@ -23,6 +23,7 @@ from tractode.io.nifti import read_image
 from tractode.reports.group import group_report
 from tractode.reports.group_bundles import bundle_map
 from tractode.workflows import group_bundles
+from tractode.workflows.group_responses import average_responses
 
 MISSING = "n/a"
 
@@ -61,16 +62,19 @@ DICTIONARY: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class GroupResult:
-    """The files written and the rows they hold."""
+    """The files written, the rows they hold, and what could not be made."""
 
     table: Path
     dictionary: Path
     page: Path
     rows: list[dict[str, Any]]
+    responses: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def write_group(output_dir: Path, participants: Sequence[str] = ()) -> GroupResult:
-    """Write ``group_desc-qc.tsv``, its data dictionary and ``group.html``; where bundles were named also ``group_bundles.tsv``.
+    """Write ``group_desc-qc.tsv``, its data dictionary and ``group.html``; where bundles were named also ``group_bundles.tsv``;
+    where responses were estimated their averages.
 
     Raises
     ------
@@ -104,7 +108,8 @@ def write_group(output_dir: Path, participants: Sequence[str] = ()) -> GroupResu
         bundles=_bundles(output_dir, ledgers),
     )
     write_text(page, text)
-    return GroupResult(table, dictionary, page, rows)
+    responses, notes = average_responses(output_dir, ledgers)
+    return GroupResult(table, dictionary, page, rows, tuple(responses), tuple(notes))
 
 
 def _bundles(output_dir: Path, ledgers: Sequence[Ledger]) -> tuple[str, str] | None:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tractode.bids.manifest import Ledger
-from tractode.errors import MissingInputError
+from tractode.errors import InputDataError, MissingInputError
 from tractode.interfaces.responses import TISSUES
+from tractode.io.response import load_response, save_response
+from tractode.models.tissue_response import mean_response
 from tractode.settings import Settings
 
 _SUFFIX = "response.txt"
@@ -41,11 +43,8 @@ def response_files(settings: Settings, label: str) -> list[str]:
     )
 
 
-def average_responses(output_dir: Path, ledgers: Sequence[Ledger]) -> list[Path]:
-    """Write the average of every model's tissues over all runs that estimated theirs; the files written."""
-    from tractode.io.response import load_response, save_response
-    from tractode.models.tissue_response import average
-
+def average_responses(output_dir: Path, ledgers: Sequence[Ledger]) -> tuple[list[Path], list[str]]:
+    """Write the average of every model's tissues over all runs that estimated theirs; the files, and what had no average."""
     found: dict[tuple[str, str], list[Path]] = {}
     for ledger in ledgers:
         for record in ledger.records():
@@ -53,10 +52,13 @@ def average_responses(output_dir: Path, ledgers: Sequence[Ledger]) -> list[Path]
             for role in record.facts.get("own_responses", []):
                 label, tissue = str(record.facts["label"]), role.removeprefix("response-")
                 found.setdefault((label, tissue), []).append(output_dir / record.roles[role])
-    written = []
+    written, notes = [], []
     for (label, tissue), paths in sorted(found.items()):
-        present = [load_response(path, tissue) for path in sorted(paths) if path.is_file()]
-        if present:
-            save_response(group_file(output_dir, label, tissue), average(present))
-            written.append(group_file(output_dir, label, tissue))
-    return written
+        target = group_file(output_dir, label, tissue)
+        target.unlink(missing_ok=True)  # what is there may be of participants that are gone
+        try:
+            save_response(mean_response([load_response(path, tissue) for path in sorted(paths)]), target)
+            written.append(target)
+        except InputDataError as error:
+            notes.append(f"No average response of {label}, {tissue}: {error.found}")
+    return written, notes

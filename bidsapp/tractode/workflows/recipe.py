@@ -3,6 +3,7 @@
 A recipe holds ``description``, ``models`` and any setting by its name in `Settings`. An entry of ``models`` is a model
 (refused where the data cannot support it), a model with ``?`` (left out there), models with ``|`` between them (the first
 that the data support; with ``?`` at the end, none if there is none), another recipe's name, or ``*`` (all, each as with ``?``).
+``msmt_csd@2`` is a model that is taken only where there are at least two shells.
 """
 
 from __future__ import annotations
@@ -24,11 +25,19 @@ _EVERY = "*"
 
 @dataclass(frozen=True)
 class Wanted:
-    """One wish: the first of ``names`` that the data support. ``recipe`` is where it stands, empty if it was asked for itself."""
+    """One wish: the first of ``names`` that the data support and that has the shells it wants.
+
+    ``recipe`` is where it stands, empty if it was asked for itself; ``shells`` says how many shells a name wants, if any.
+    """
 
     names: tuple[str, ...]
     is_optional: bool = False
     recipe: str = ""
+    shells: tuple[int, ...] = ()
+
+    def shells_of(self, name: str) -> int:
+        """The number of shells below which a name is passed over."""
+        return dict(zip(self.names, self.shells, strict=False)).get(name, 0)
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ def read_recipe(name_or_path: str | Path) -> Recipe:
             "The recipe names no models",
             id="E-RECIPE-MODELS",
             path=path,
-            needed='models = ["dti", "dki?", "msmt_csd|csd"]',
+            needed='models = ["dti", "dki?", "msmt_csd@2|csd"]',
         )
     for entry in models if path.parent != FOLDER else ():
         if (problem := problem_with(entry)) is not None:
@@ -94,7 +103,10 @@ def problem_with(entry: str) -> str | None:
     """What is wrong with an entry of ``models``, in words; ``None`` if nothing is."""
     if entry == _EVERY or entry in shipped():
         return None
-    for name in entry.removesuffix("?").split("|"):
+    for part in entry.removesuffix("?").split("|"):
+        name, at, shells = part.partition("@")
+        if at and not shells.isdigit():
+            return f"{part!r} does not say a number of shells, as msmt_csd@2 does"
         if name not in MODELS:
             known = (*MODELS, *shipped())
             near = difflib.get_close_matches(name, known, 1)
@@ -127,6 +139,8 @@ def _expanded(entries: Iterable[str], recipe: str) -> list[Wanted]:
         elif entry in shipped():
             wanted += _expanded(read_recipe(entry).models, entry)
         else:
-            names = tuple(name for name in entry.removesuffix("?").split("|") if not recipe or name in MODELS)
-            wanted += [Wanted(names, entry.endswith("?"), recipe)] if names else []
+            parts = [part.partition("@") for part in entry.removesuffix("?").split("|")]
+            parts = [part for part in parts if not recipe or part[0] in MODELS]
+            names, shells = tuple(part[0] for part in parts), tuple(int(part[2] or 0) for part in parts)
+            wanted += [Wanted(names, entry.endswith("?"), recipe, shells)] if names else []
     return wanted
