@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from tractode.errors import InputDataError
 from tractode.fields import DWI, Image
+from tractode.preprocess import morphology
 
 _SMALLEST_ML = 20.0  # less than any brain that this app is for; a mask below it is a failure
 
@@ -46,11 +47,12 @@ def brain_mask(mean_b0: Image, settings: MaskSettings | None = None) -> Image:
     spacing = mean_b0.grid.voxel_sizes
     volume = np.nan_to_num(mean_b0.values[0].detach().cpu().to(torch.float64).numpy(), posinf=0.0, neginf=0.0)
     tissue = _tissue(np.maximum(volume, 0), spacing, settings)
-    core = _largest(_eroded(tissue, settings.separation_mm, spacing))
-    grown = _within(core, settings.regrowth_mm, spacing) & tissue
-    closed = _eroded(_within(grown, settings.closing_mm, spacing), settings.closing_mm, spacing) | grown
-    filled = _filled(_largest(closed))
-    millilitres = float(filled.sum()) * float(np.prod(spacing)) / 1000
+    core = morphology.largest(morphology.eroded(tissue, settings.separation_mm, spacing))
+    grown = morphology.within(core, settings.regrowth_mm, spacing) & tissue
+    wide = morphology.within(grown, settings.closing_mm, spacing)
+    closed = morphology.eroded(wide, settings.closing_mm, spacing) | grown
+    filled = morphology.filled(morphology.largest(closed))
+    millilitres = morphology.millilitres(filled, spacing)
     if millilitres < _SMALLEST_ML:
         raise InputDataError(
             f"The brightest object of the mean b=0 image measures {millilitres:.1f} ml",
@@ -91,39 +93,3 @@ def _otsu(values: Float[np.ndarray, " n"], bins: int = 256) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         between = below * above * (weighted / below - (weighted[-1] - weighted) / above) ** 2
     return float(edges[1 + int(np.nan_to_num(between).argmax())])
-
-
-def _eroded(
-    mask: Bool[np.ndarray, "i j k"], depth: float, spacing: tuple[float, float, float]
-) -> Bool[np.ndarray, "i j k"]:
-    """Voxels deeper than ``depth`` mm; beyond the edge of the image the mask is thought to go on as it ends."""
-    width = [int(np.ceil(depth / size)) + 1 for size in spacing]
-    padded = np.pad(mask, [(w, w) for w in width], mode="edge")
-    inner = tuple(slice(w, -w) for w in width)
-    return (ndimage.distance_transform_edt(padded, sampling=spacing) > depth)[inner]
-
-
-def _within(
-    mask: Bool[np.ndarray, "i j k"], distance: float, spacing: tuple[float, float, float]
-) -> Bool[np.ndarray, "i j k"]:
-    if not mask.any():
-        return mask
-    return ndimage.distance_transform_edt(~mask, sampling=spacing) <= distance
-
-
-def _largest(mask: Bool[np.ndarray, "i j k"]) -> Bool[np.ndarray, "i j k"]:
-    """The largest connected part."""
-    labels, n = ndimage.label(mask)
-    if n == 0:
-        return mask
-    return labels == 1 + int(np.bincount(labels.ravel())[1:].argmax())
-
-
-def _filled(mask: Bool[np.ndarray, "i j k"]) -> Bool[np.ndarray, "i j k"]:
-    """Holes filled in 3-D and in every slice of every axis (ventricles of a slab open at its faces)."""
-    filled = ndimage.binary_fill_holes(mask)
-    for axis in range(3):
-        for index in range(filled.shape[axis]):
-            plane = (slice(None),) * axis + (index,)
-            filled[plane] = ndimage.binary_fill_holes(filled[plane])
-    return filled
