@@ -8,6 +8,7 @@ doi:10.1016/j.neuroimage.2007.02.016. Departures: see `tractode.models.deconvolu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from tractode.fields import GradientTable
 from tractode.fields.scheme import scheme_of
 from tractode.models.deconvolution import Deconvolution, constrained_deconvolution
 from tractode.models.response import Response, estimate_response, gaussian_response
+from tractode.models.tissue_response import TissueResponse
 from tractode.ops import sphere
 from tractode.ops import spherical_harmonics as sh
 
@@ -49,6 +51,13 @@ class CSD(OrientationModel):
         """With the response estimated from the scan; raises `InputDataError` where there is none to be found."""
         shell = cls._checked_shell(gtab)
         return cls(estimate_response(signal, gtab, shell), n_directions=len(shell))
+
+    @classmethod
+    def with_responses(cls, responses: Sequence[TissueResponse], gtab: GradientTable) -> CSD:
+        """With the first response given (white matter's), at the shell that will be used."""
+        shell = cls._checked_shell(gtab)
+        b = float(gtab.bvals[shell].double().mean())
+        return cls(responses[0].single_shell(b), n_directions=len(shell))
 
     @classmethod
     def shell(cls, gtab: GradientTable) -> Int[Tensor, " m"] | None:

@@ -80,7 +80,7 @@ class Deconvolution:
     def tables(self) -> tuple[Any, ...]:
         """What the compiled rounds need: the packed system as a sparse product of harmonic sums, and the amplitudes' columns."""
         n, h = self.constraint.shape[1], len(self.constraint)
-        normal, first, which, weights = packed_system(self.normal)
+        normal, first, which, weights = sh_products.packed_system(self.normal, self.order)
         weight = _NEGATIVE_WEIGHT * float(self.response[0]) / _N_CONSTRAINTS
         squares = weight**2 * sh.basis(sphere.directions(_N_CONSTRAINTS, hemisphere=True), 2 * self.order)
         n_sums = squares.shape[1] + (-squares.shape[1]) % 16
@@ -223,23 +223,3 @@ def constrained_deconvolution(
         directions.to("cpu", torch.float64), response.to("cpu", torch.float64), order, precision, str(signal.device)
     )
     return least_squares.in_tiles(lambda tile: operator(tile.to(precision)).to(signal.dtype), signal, TILE)
-
-
-def packed_system(
-    normal: Float[Tensor, "p p"],
-) -> tuple[Float[Tensor, " e"], Int[Tensor, " e1"], Int[Tensor, " z"], Float[Tensor, " z"]]:
-    """A symmetric matrix as `ops.lane_algebra` packs it, and how sums of harmonics add to it.
-
-    Filled up by the identity to a multiple of 4. Entry ``e`` gets ``Σ weights · sums[which]`` over the numbers from
-    ``first[e]`` to ``first[e + 1]``. Where the matrix has more unknowns than harmonics, these come first.
-    """
-    p = len(normal)
-    whole = torch.eye(p + (-p) % 4, dtype=torch.float64)
-    whole[:p, :p] = normal
-    rows, columns = torch.tril_indices(len(whole), len(whole))
-    order = 0
-    while sh.n_coefficients(order + 2) <= p:
-        order += 2
-    found, weights = sh_products.products(order)
-    first = torch.searchsorted(found[:, 0].contiguous(), torch.arange(len(rows) + 1))
-    return whole[rows, columns], first, found[:, 1].contiguous(), weights

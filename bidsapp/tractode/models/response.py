@@ -89,12 +89,39 @@ def estimate_response(
     shell: Int[Tensor, " m"],
     settings: ResponseSettings | None = None,
 ) -> Response:
-    """The response at the volumes ``shell``; raises `InputDataError` (E-CSD-RESPONSE) where no voxel looks like one fibre.
-
-    Voxels whose FOD has one dominant peak are chosen, the response is refitted to them, until the choice stands still.
-    """
+    """The response at the volumes ``shell``; raises `InputDataError` (E-CSD-RESPONSE) where no voxel looks like one fibre."""
     settings = settings or ResponseSettings()
     data = signal.to(torch.float64)
+    found = _found(data, gtab, shell, settings)
+    return Response(
+        found.response.coefficients, found.response.b, float(found.s0.mean()), found.method, len(found.voxels)
+    )
+
+
+def single_fibre_voxels(
+    signal: Float[Tensor, "v n"],
+    gtab: GradientTable,
+    shell: Int[Tensor, " m"],
+    settings: ResponseSettings | None = None,
+) -> tuple[Int[Tensor, " s"], Float[Tensor, "s 3"], str]:
+    """The voxels that `estimate_response` rests on, the fibre's direction in each (RAS+), and how they were found."""
+    found = _found(signal.to(torch.float64), gtab, shell, settings or ResponseSettings())
+    return found.voxels, found.axes, found.method
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    voxels: Int[Tensor, " s"]
+    axes: Float[Tensor, "s 3"]
+    s0: Float[Tensor, " s"]
+    response: Response
+    method: str
+
+
+def _found(
+    data: Float[Tensor, "v n"], gtab: GradientTable, shell: Int[Tensor, " m"], settings: ResponseSettings
+) -> _Found:
+    """Voxels whose FOD has one dominant peak are chosen, the response is refitted to them, until the choice stands still."""
     b = float(gtab.bvals[shell].to(torch.float64).mean())
     directions = gtab.bvecs[shell].to(torch.float64)
     chosen, axes, s0, fa = _candidates(data, gtab, settings)
@@ -106,15 +133,15 @@ def estimate_response(
         cost, peaks = _single_fibre_cost(candidates, directions, response, order)
         selected = cost.argsort(descending=True, stable=True)[: settings.n_single_fibre].sort().values
         axes = peaks
-        response = _fit_profile(candidates[selected], directions, axes[selected], b)
+        response = fit_profile(candidates[selected], directions, axes[selected], b)
         order = 8
         if previous is not None and torch.equal(selected, previous):
             break
         previous = selected
     if selected is None or not _is_plausible(response):
         method, selected, axes = "fa", *_by_anisotropy(data[chosen], gtab, fa, settings)
-        response = _fit_profile(candidates[selected], directions, axes[selected], b)
-    return Response(response.coefficients, b, float(s0[selected].mean()), method, len(selected))
+        response = fit_profile(candidates[selected], directions, axes[selected], b)
+    return _Found(chosen[selected], axes[selected], s0[selected], response, method)
 
 
 def _candidates(
@@ -220,7 +247,7 @@ def _refined(
     return direction
 
 
-def _fit_profile(
+def fit_profile(
     data: Float[Tensor, "s m"], directions: Float[Tensor, "m 3"], axes: Float[Tensor, "s 3"], b: float
 ) -> Response:
     """Non-negative weights of Gaussians ``exp(−b D cos²)`` by least squares over all voxels and directions at once."""

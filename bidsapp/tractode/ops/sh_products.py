@@ -39,3 +39,24 @@ def products(order: int) -> tuple[Int[Tensor, "z 2"], Float[Tensor, " z"]]:
     table = (values[:, rows] * values[:, columns]).mT @ (weight[:, None] * double)
     found = (table.abs() > 1e-9).nonzero()
     return found, table[found[:, 0], found[:, 1]]
+
+
+def packed_system(
+    matrix: Float[Tensor, "p p"], order: int
+) -> tuple[Float[Tensor, " e"], Int[Tensor, " e1"], Int[Tensor, " z"], Float[Tensor, " z"]]:
+    """A symmetric matrix as `tractode.ops.lane_algebra` packs it, and how sums add to it; float64.
+
+    The first unknowns are harmonics up to ``order``, and the first sums those of twice the order; the unknowns after them
+    stand alone, each with a sum of its own that adds to its diagonal. The matrix is filled up by the identity to a multiple
+    of 4. Entry ``e`` gets ``Σ weights · sums[which]`` over the numbers from ``first[e]`` to ``first[e + 1]``.
+    """
+    p, n = len(matrix), sh.n_coefficients(order)
+    whole = torch.eye(p + (-p) % 4, dtype=torch.float64)
+    whole[:p, :p] = matrix
+    rows, columns = torch.tril_indices(len(whole), len(whole))
+    found, weights = products(order)
+    alone = torch.arange(n, p)
+    pairs = torch.cat([found[:, 0], alone * (alone + 1) // 2 + alone])
+    which = torch.cat([found[:, 1], sh.n_coefficients(2 * order) + alone - n])
+    first = torch.searchsorted(pairs, torch.arange(len(rows) + 1))
+    return whole[rows, columns], first, which, torch.cat([weights, weights.new_ones(len(alone))])

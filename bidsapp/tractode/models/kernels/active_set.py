@@ -11,18 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from tractode.models.kernels.rows import workspace
 from tractode.ops.compile import inner, kernel
 from tractode.ops.lane_algebra import factorise, gather, solve, times
 from tractode.ops.lanes import load, lowest, negative, spread, store
-
-
-@inner
-def workspace(size: int, like: Any) -> Any:
-    """Zeros that begin on a 64-byte line."""
-    item = like.itemsize
-    whole = np.zeros(size + 64 // item, like.dtype)
-    skip = ((64 - whole.ctypes.data % 64) % 64) // item
-    return whole[skip : skip + size]
 
 
 @inner
