@@ -27,7 +27,7 @@ def _crossing(gtab: GradientTable, n: int = 30, seed: int = 3, noise: float = 0.
     generator = torch.Generator().manual_seed(seed)
     axes = torch.randn(n, 2, 3, generator=generator, dtype=torch.float64)
     axes = axes / axes.norm(dim=-1, keepdim=True)
-    cosines = torch.einsum("nd,vkd->vkn", gtab.bvecs, axes)
+    cosines = torch.einsum("md,vkd->vkm", gtab.bvecs, axes)
     signal = 500 * (-gtab.bvals * (0.3e-3 + 1.4e-3 * cosines**2)).exp().mean(1)
     return (signal + 500 * noise * torch.randn(signal.shape, generator=generator, dtype=torch.float64)).abs()
 
@@ -119,7 +119,7 @@ def test_kernel_factors_rebuild_the_kernel() -> None:
     lengths = torch.tensor([0.0, 2.0, 5.0], dtype=torch.float64)
     cosines = torch.linspace(-1, 1, 41, dtype=torch.float64)
     legendre = torch.from_numpy(
-        np.stack([np.polynomial.legendre.Legendre.basis(l)(cosines.numpy()) for l in range(0, 17, 2)])
+        np.stack([np.polynomial.legendre.Legendre.basis(n)(cosines.numpy()) for n in range(0, 17, 2)])
     )
     weight = (2 * torch.arange(0, 17, 2) + 1).double() / (4 * math.pi)
     rebuilt = (kernel_factors(lengths, 16, "standard") * weight) @ legendre
@@ -127,7 +127,7 @@ def test_kernel_factors_rebuild_the_kernel() -> None:
     radius = (torch.arange(4000).double() + 0.5) / 4000
     by_hand = (radius**2 * (radius * 5.0 * 0.7).cos()).mean()
     again = (kernel_factors(lengths[2:], 16, "gqi2") * weight)[0] @ torch.from_numpy(
-        np.stack([np.polynomial.legendre.Legendre.basis(l)(0.7) for l in range(0, 17, 2)])
+        np.stack([np.polynomial.legendre.Legendre.basis(n)(0.7) for n in range(0, 17, 2)])
     )
     assert float(again) == pytest.approx(float(by_hand), abs=1e-6)
 

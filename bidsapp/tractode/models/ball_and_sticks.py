@@ -28,7 +28,7 @@ from tractode.ops.levenberg_marquardt import levenberg_marquardt
 
 _TILE = 256
 _B_SCALE = 1000.0
-_TOLERANCE = 1e-7
+_TOLERANCE = 1e-5  # of the prediction: far below noise; the last step leaves the square of it where there is none
 _N_AXES = 64  # of the dictionary: some 18 degrees apart
 _DIFFUSIVITIES = (0.5, 0.9, 1.4, 2.0)  # µm²/ms
 _FLOOR = 1e-4  # of S0: residuals below it count as none, so that noise-free signals get no more sticks than they have
@@ -107,7 +107,11 @@ class BallAndSticks(SignalModel):
             with torch.no_grad():
                 start = _start(relative.detach(), b, g, k, previous)
             found = levenberg_marquardt(
-                lambda x: _signal(x, b, g), relative, start, linearised=lambda x: _linearised(x, b, g), tolerance=_TOLERANCE
+                lambda x: _signal(x, b, g),
+                relative,
+                start,
+                linearised=lambda x: _linearised(x, b, g),
+                tolerance=_TOLERANCE,
             )
             previous = found.detach()
             size = (relative.detach() - _signal(previous, b, g)).square().mean(-1, keepdim=True) + _FLOOR**2
@@ -182,7 +186,7 @@ def _start(
     b: Float[Tensor, " n"],
     g: Float[Tensor, "n 3"],
     k: int,
-    previous: Float[Tensor, "t p"] | None,
+    previous: Float[Tensor, "t q"] | None,
 ) -> Float[Tensor, "t p"]:
     """Where to search for the best k sticks: at none the mean decay, at one or two a dictionary, then the last with one more."""
     if k == 0:
@@ -231,7 +235,7 @@ def _with_one_more(
     b: Float[Tensor, " n"],
     g: Float[Tensor, "n 3"],
     axes: Float[Tensor, "a 3"],
-    found: Float[Tensor, "t p"],
+    found: Float[Tensor, "t q"],
 ) -> Float[Tensor, "t p"]:
     """The sticks found so far and the axis that lowers the residual most when all weights are fitted anew."""
     decay = -b * found[:, :1].exp()
@@ -253,9 +257,7 @@ def _with_one_more(
     return torch.cat([kept, amount.sqrt() * axes[place]], dim=-1)
 
 
-def _as_parameters(
-    x: Float[Tensor, "t p"], scale: Float[Tensor, "t 1"], usable: Tensor
-) -> Float[Tensor, "t p"]:
+def _as_parameters(x: Float[Tensor, "t p"], scale: Float[Tensor, "t 1"], usable: Tensor) -> Float[Tensor, "t p"]:
     """The search's unknowns as parameters: fractions of S0, strongest first, each axis on the side of z ≥ 0."""
     vectors = x[:, 2:].unflatten(-1, (-1, 3))
     amount = vectors.square().sum(-1)

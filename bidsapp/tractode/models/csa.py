@@ -47,7 +47,7 @@ class CSA(OrientationModel):
             components="sh",
             invariant=False,
         ),
-        MapSpec("gfa", "Generalised fractional anisotropy of the orientation distribution", "arbitrary"),
+        MapSpec("gfa", "Generalised fractional anisotropy of the orientation distribution", "arbitrary", is_norm=True),
         MapSpec("s0", "Signal without diffusion weighting", "arbitrary"),
     )
 
@@ -119,5 +119,3 @@ def _distribution(params: Float[Tensor, "v p"], order: int) -> Float[Tensor, "v 
     uniform = torch.zeros_like(factors)
     uniform[0] = odf.UNIT_INTEGRAL
     return uniform + factors * params[:, 1:]
-
-

@@ -49,8 +49,13 @@ class GQI(OrientationModel):
     recovers: ClassVar[float] = 1e-8
     maps: ClassVar[tuple[MapSpec, ...]] = (
         MapSpec("odf", "Spin distribution by generalised q-sampling", "arbitrary", components="sh", invariant=False),
-        MapSpec("gfa", "Generalised fractional anisotropy of the spin distribution", "arbitrary"),
-        MapSpec("qa", "Quantitative anisotropy: largest less smallest value of the spin distribution", "arbitrary"),
+        MapSpec("gfa", "Generalised fractional anisotropy of the spin distribution", "arbitrary", is_norm=True),
+        MapSpec(
+            "qa",
+            "Quantitative anisotropy: largest less smallest value of the spin distribution",
+            "arbitrary",
+            is_norm=True,
+        ),
         MapSpec("iso", "Isotropic part: smallest value of the spin distribution", "arbitrary"),
     )
 

@@ -57,7 +57,12 @@ class MAPMRI(SignalModel):
         MapSpec("rtap", "Return-to-axis probability", "1/mm^2"),
         MapSpec("rtpp", "Return-to-plane probability", "1/mm"),
         MapSpec("msd", "Mean squared displacement", "mm^2"),
-        MapSpec("ng", "Non-Gaussianity: sine of the angle between the signal and its Gaussian part", "arbitrary"),
+        MapSpec(
+            "ng",
+            "Non-Gaussianity: sine of the angle between the signal and its Gaussian part",
+            "arbitrary",
+            is_norm=True,
+        ),
         MapSpec("s0", "Signal without diffusion weighting", "arbitrary"),
     )
 

@@ -28,7 +28,7 @@ from tractode.ops import spherical_harmonics as sh
 from tractode.ops.levenberg_marquardt import levenberg_marquardt
 
 _TILE = 256  # the blocks of the search
-_TOLERANCE = 1e-7
+_TOLERANCE = 1e-5  # of the prediction: far below noise; the last step leaves the square of it where there is none
 _B_SCALE = 1000.0
 _ORDER = 16  # of the expansion of a stick's signal: 1e-7 for b·d up to 8
 _START_ORDER = 4
@@ -74,7 +74,9 @@ class NODDI(SignalModel):
         kappa = (math.pi / 2 * safe.sqrt().clamp(max=_LARGEST)).tan()
         kappa = torch.where(round_, torch.zeros_like(kappa), kappa)[:, 0]
         cosines = (spread @ gtab.bvecs.to(params).mT).square() / safe
-        return params[:, :1].exp() * self._mixture(params[:, 1:2], params[:, 2:3], kappa, cosines, _Table.of(gtab, self))
+        return params[:, :1].exp() * self._mixture(
+            params[:, 1:2], params[:, 2:3], kappa, cosines, _Table.of(gtab, self)
+        )
 
     def fit(self, signal: Float[Tensor, "v n"], gtab: GradientTable) -> Float[Tensor, "v 6"]:
         if reason := self.why_not(gtab):
@@ -164,8 +166,7 @@ class NODDI(SignalModel):
         axis = _principal_axis(signal, gtab)
         shells = gtab.shells()
         found, weights = [signal[:, gtab.is_b0].mean(-1, keepdim=True)], [float(gtab.is_b0.sum())]
-        for _, index in shells:
-            index = index.to(signal.device)
+        for index in (index.to(signal.device) for _, index in shells):
             order = _START_ORDER if len(index) >= sh.n_coefficients(_START_ORDER) else 2
             inverse = odf.harmonic_fit(gtab.bvecs[index], order, 0.0).to(signal)
             per_harmonic = (signal[:, index] @ inverse.mT) * sh.basis(axis, order)
@@ -261,7 +262,11 @@ def _dictionary(
         bvals = torch.full_like(nodes, float(b))
         like = GradientTable(bvals, torch.eye(3).double()[0].expand(len(nodes), 3), bvals < 0)
         values = model._mixture(
-            grid[:, :1], torch.zeros_like(grid[:, :1]), grid[:, 1], (nodes**2).expand(len(grid), -1), _Table.of(like, model)
+            grid[:, :1],
+            torch.zeros_like(grid[:, :1]),
+            grid[:, 1],
+            (nodes**2).expand(len(grid), -1),
+            _Table.of(like, model),
         )
         order = 2 * (terms // 2)
         tissue.append(watson.expansion(values, order))

@@ -43,7 +43,7 @@ class QBall(OrientationModel):
             components="sh",
             invariant=False,
         ),
-        MapSpec("gfa", "Generalised fractional anisotropy of the orientation distribution", "arbitrary"),
+        MapSpec("gfa", "Generalised fractional anisotropy of the orientation distribution", "arbitrary", is_norm=True),
         MapSpec("s0", "Signal without diffusion weighting", "arbitrary"),
     )
 

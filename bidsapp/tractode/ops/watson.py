@@ -45,9 +45,7 @@ def moments(kappa: Float[Tensor, "*v"], order: int) -> Float[Tensor, "*v r"]:
     return (density @ legendre(order).to(kappa).mT) / density.sum(-1, keepdim=True)
 
 
-def moments_and_slopes(
-    kappa: Float[Tensor, "*v"], order: int
-) -> tuple[Float[Tensor, "*v r"], Float[Tensor, "*v r"]]:
+def moments_and_slopes(kappa: Float[Tensor, "*v"], order: int) -> tuple[Float[Tensor, "*v r"], Float[Tensor, "*v r"]]:
     """`moments` and their derivatives in κ: ``⟨P_l t²⟩ − ⟨P_l⟩⟨t²⟩``."""
     nodes, weights = (part.to(kappa) for part in quadrature())
     square, rows = nodes**2, legendre(order).to(kappa).mT
