@@ -1,0 +1,151 @@
+"""Memory of fitting one scan of HCP's size, by the app's own step, beside the bound that is printed before a run starts.
+
+    python benchmarks/models_memory.py --output benchmarks/results/models_memory.json
+
+The scan is synthetic: 145 × 174 × 145 voxels, 288 volumes (18 b=0 and three shells of 90 directions), float32, compressed, a mask
+of the size of a brain. Its signal is that of tensors, grey matter and fluid with noise, so that every model finds its responses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measure import meta, watch
+
+SHAPE, N_DIRECTIONS, N_B0, BVALS = (145, 174, 145), 90, 18, (1000.0, 2000.0, 3000.0)
+LIMIT_GB = 8.0
+SIGNALS = 512  # different voxels; noise makes each its own
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["dti", "dki", "msmt_csd", "csd"])
+    parser.add_argument("--shape", type=int, nargs=3, default=SHAPE)
+    parser.add_argument("--directions", type=int, default=N_DIRECTIONS, help="of each shell")
+    parser.add_argument("--uncertainty", default="none")
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--fit", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = arguments.work or Path(temporary)
+        if arguments.fit:
+            fit(work, arguments.fit, arguments.uncertainty)
+            return 0
+        work.mkdir(parents=True, exist_ok=True)
+        facts = make_scan(work, tuple(arguments.shape), arguments.directions)
+        result = {"limit_gb": LIMIT_GB, "scan": facts, "fits": {}}
+        for name in arguments.models:
+            result["fits"][name] = measured(work, name, facts, arguments.uncertainty)
+    result["worst_gb"] = max(entry["peak_gb"] for entry in result["fits"].values())
+    result["meta"] = meta("python benchmarks/models_memory.py")
+    text = json.dumps(result, indent=2)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def measured(work: Path, name: str, facts: dict[str, Any], uncertainty: str) -> dict[str, Any]:
+    """Peak of the process tree of one step, and what the app would have said beforehand."""
+    from tractode.models import MODELS
+    from tractode.workflows.memory import fit_memory_gb
+
+    command = [sys.executable, __file__, "--work", str(work), "--fit", name, "--uncertainty", uncertainty]
+    run = watch(command, {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")})
+    if run.exit_code:
+        raise SystemExit(run.output)
+    bound = fit_memory_gb([*facts["shape"], facts["n_volumes"]], MODELS[name], uncertainty)
+    peak = round(run.peak_rss_mb / 1024, 2)
+    return {
+        "n": facts["n_voxels"],
+        "peak_gb": peak,
+        "bound_gb": round(bound, 2),
+        "within_bound": peak <= bound,
+        "within_limit": peak <= LIMIT_GB,
+        "seconds": run.seconds,
+    }
+
+
+def make_scan(work: Path, shape: tuple[int, ...], n_directions: int) -> dict[str, Any]:
+    """Files as `PrepareDwi` leaves them; volumes are made and written one by one."""
+    import nibabel as nib
+
+    from tractode.fields import GradientTable, Image, ImageGrid
+    from tractode.io.gradients import write_gradients
+    from tractode.io.nifti import write_image
+    from tractode.ops import sphere
+
+    directions = sphere.directions(n_directions).double()
+    bvecs = torch.cat([torch.zeros(N_B0, 3).double(), *(directions for _ in BVALS)])
+    bvals = torch.cat([torch.zeros(N_B0), *(torch.full((n_directions,), b) for b in BVALS)]).double()
+    gtab = GradientTable(bvals, bvecs, bvals == 0)
+    affine = torch.diag(torch.tensor([-1.25, 1.25, 1.25, 1.0], dtype=torch.float64))
+    affine[:3, 3] = torch.tensor([90.0, -126.0, -72.0])
+    grid = ImageGrid((shape[0], shape[1], shape[2]), affine, "sub-01_dwi")
+    mask = brain(shape)
+    write_image(work / "mask.nii.gz", Image(grid, torch.from_numpy(mask)[None]))
+    write_gradients(gtab, affine, work / "dwi.bval", work / "dwi.bvec")
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, SIGNALS, math.prod(shape))
+    signals = voxel_signals(gtab, rng)
+    header = nib.Nifti1Image(np.broadcast_to(np.float32(0), (*shape, len(gtab))), affine.numpy()).header
+    header["vox_offset"], flat = 352, mask.ravel(order="F")
+    header.set_xyzt_units("mm", "sec")
+    with gzip.GzipFile(work / "dwi.nii.gz", "wb", compresslevel=1) as stream:
+        stream.write(header.binaryblock.ljust(352, b"\0"))
+        for volume in signals.T:
+            # Whole numbers: noise in the last bits would only make the file larger.
+            noisy = np.rint(volume[kinds] + rng.normal(0, 10, len(kinds)))
+            stream.write((np.abs(noisy) * flat).astype("<f4").data)
+    return {"shape": list(shape), "n_volumes": len(gtab), "n_voxels": int(mask.sum())}
+
+
+def brain(shape: tuple[int, ...]) -> np.ndarray:
+    """An ellipsoid that fills as much of the field of view as a brain does, a quarter."""
+    axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij", sparse=True)
+    return sum(axis**2 for axis in axes) < 0.78**2
+
+
+def voxel_signals(gtab: Any, rng: np.random.Generator) -> np.ndarray:
+    """Half single fibres, a third grey matter, the rest fluid; b=0 signal 500, in fluid 1200."""
+    axes = rng.normal(size=(SIGNALS, 3))
+    axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+    cosine = (axes @ gtab.bvecs.numpy().T) ** 2
+    b = gtab.bvals.numpy()[None]
+    fibre = 500 * np.exp(-b * (0.3e-3 + 1.4e-3 * cosine))
+    grey, fluid = 500 * np.exp(-b * 0.8e-3) + 0 * cosine, 1200 * np.exp(-b * 3e-3) + 0 * cosine
+    kind = np.arange(SIGNALS)[:, None] / SIGNALS
+    return np.where(kind < 0.5, fibre, np.where(kind < 0.83, grey, fluid)).astype(np.float32)
+
+
+def fit(work: Path, name: str, uncertainty: str) -> None:
+    """One step of the app, as its worker runs it."""
+    from tractode.bids.query import DwiRun
+    from tractode.interfaces.model import FitModel
+    from tractode.interfaces.step import Job
+
+    prepared = {role: str(work / f"dwi.{role}") for role in ("bval", "bvec")}
+    prepared |= {"dwi": str(work / "dwi.nii.gz"), "mask": str(work / "mask.nii.gz")}
+    files = [Path(prepared[role]) for role in ("dwi", "bval", "bvec")]
+    run = DwiRun(*files, {}, {"sub": "01"}, None, "sub-01")
+    threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
+    job = Job(work, work / "out", "01", "run", "cpu", 0, threads, False)
+    os.chdir(work)
+    FitModel(job=job, step=f"sub-01_fit-{name}", run=run, prepared=prepared, model=name, uncertainty=uncertainty).run()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
