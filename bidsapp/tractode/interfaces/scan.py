@@ -96,7 +96,7 @@ class PrepareDwi(Step):
         for scan in run.scans:
             part = self._ingested(scan, writer)
             raw.append(scan_row(part.scan, "raw"))
-            before.append(Glance.of(part.scan, part.slice_axis))
+            before.append(Glance.of(part.scan, part.slice_axis, [glance.voxels for glance in before]))
             preprocess.clean(part, plan, job.device)
             preprocess.find_motion(part, plan, job.device, self._hz(part))
             parts.append(part)
