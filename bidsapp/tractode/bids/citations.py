@@ -133,7 +133,9 @@ def _model_text(model: Mapping[str, Any]) -> str:
     def filled(found: re.Match[str]) -> str:
         if found[1]:
             return _cite(*_keys_of(found[2]))
-        value = model.get(found[2])
+        value: Any = model
+        for part in found[2].split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
         return str(words.get(found[2], {}).get(str(value).lower(), "unknown" if value is None else value))
 
     return _PLACE.sub(filled, known["Text"].strip())

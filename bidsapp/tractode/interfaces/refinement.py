@@ -14,6 +14,7 @@ from tractode.bids.manifest import StepWriter
 from tractode.contracts import OrientationModel
 from tractode.fields import DWI, Image, ShField
 from tractode.fields.sh import order_of
+from tractode.interfaces.responses import fitted_model
 from tractode.interfaces.scan import load_scan
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
 from tractode.io.nifti import read_image
@@ -54,12 +55,16 @@ class RefineOrientations(Step):
         scan = load_scan(self.inputs.prepared, space, job.device)
         fod, _ = read_image(Path(self.inputs.orientations["fod"]), space)
         kind: type[OrientationModel] = MODELS[self.inputs.model]
-        model = kind.for_data(scan.voxels(), scan.gtab)
+        model = fitted_model(kind, self.inputs.orientations, scan)
         assert isinstance(model, OrientationModel)
         kept = model.explains(scan.gtab)
         part = DWI(scan.grid, scan.signal[kept.to(scan.signal.device)], scan.gtab[kept], scan.mask)
         order = order_of(fod.values.shape[0])
         params = fod.values.to(job.device)[:, scan.mask].mT
+        if params.shape[1] != model.example(0, 1).shape[1]:
+            # There is more to the model than its FOD (other tissues): fitted once more, all of it.
+            with torch.no_grad():
+                params = model.fit(part.voxels(), part.gtab)
         found = refine(model, params, part.voxels(), part.gtab, scan.grid, scan.mask, self._settings(order))
         refined = scan.unravel(model.to_sh(found.params, order)).to("cpu")
         self._write(writer, refined, found, model, order)
@@ -87,7 +92,7 @@ class RefineOrientations(Step):
         sources = [Path(self.inputs.prepared["dwi"]), Path(self.inputs.orientations["fod"])]
         content = sidecar.map_sidecar(
             spec, model.label, parameters, sources, None,
-            response=response["Coefficients"] if response else None, sh_order=order,
+            response=sidecar.response_rows(response, spec.param), sh_order=order,
         )  # fmt: skip
         if "NonNegativity" in content:
             content["NonNegativity"] = "regularized"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from tractode.contracts import SignalModel
 from tractode.errors import InputDataError
-from tractode.fields import GradientTable
+from tractode.fields import DWI, GradientTable
 from tractode.io.response import load_response
 from tractode.models.tissue_response import TissueResponse
 
@@ -35,6 +35,12 @@ def with_responses(kind: type[SignalModel], paths: Sequence[Path], gtab: Gradien
             needed="a row for each b-value of the scan, the b=0 among them",
             fix="make them from data of the same protocol, or leave --response out",
         ) from None
+
+
+def fitted_model(kind: type[SignalModel], outputs: Mapping[str, str], scan: DWI) -> SignalModel:
+    """The model as `FitModel` had it: with the responses that it wrote; without any, learned from the scan again."""
+    paths = [Path(outputs[role]) for tissue in TISSUES[3] if (role := f"response-{tissue}") in outputs]
+    return with_responses(kind, paths, scan.gtab) or kind.for_data(scan.voxels(), scan.gtab)
 
 
 def own_responses(model: SignalModel) -> list[TissueResponse]:

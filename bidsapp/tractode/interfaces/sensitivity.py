@@ -14,6 +14,7 @@ from tractode.bids.manifest import StepWriter
 from tractode.contracts import MapSpec, OrientationModel
 from tractode.fields import DWI, Image, ShField
 from tractode.fields.sh import order_of
+from tractode.interfaces.responses import fitted_model
 from tractode.interfaces.scan import load_scan
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
 from tractode.interfaces.tracking_plan import WHITE_MATTER_FA
@@ -95,8 +96,7 @@ class MapSensitivity(Step):
         fod, _ = read_image(Path(self.inputs.orientations["fod"]), space)
         field = ShField(fod.grid, fod.values.to(job.device), order_of(fod.values.shape[0]))
         kind: type[OrientationModel] = MODELS[self.inputs.model]
-        # Estimated again from the same scan: the response of the fit, to the last digit.
-        model = kind.for_data(scan.voxels(), scan.gtab)
+        model = fitted_model(kind, self.inputs.orientations, scan)
         assert isinstance(model, OrientationModel)
         ends = [read_image(path, space)[0] for path in self._ends]
         found = sensitivity(model, scan.signal, scan.gtab, field, self._probe(scan, ends))

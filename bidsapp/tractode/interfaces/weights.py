@@ -117,15 +117,23 @@ class WeightStreamlines(Step):
         sidecar_path = Path(self.inputs.orientations["fod-sidecar"])
         response = json.loads(sidecar_path.read_text(encoding="utf-8")).get("ResponseFunction")
         shell = CSD.shell(scan.gtab)
-        if response is None or shell is None:
+        rows = response["Coefficients"] if response is not None else []
+        # One row of the only shell, or one for b=0 and each shell in their order.
+        numbers = (
+            [n for n, (_, index) in enumerate(scan.gtab.shells(), 1) if torch.equal(index, shell)]
+            if shell is not None
+            else []
+        )
+        row = 0 if len(rows) == 1 else numbers[0] if numbers and len(rows) == len(scan.gtab.shells()) + 1 else None
+        if row is None or shell is None:
             raise InputDataError(
                 "The FOD says nothing of a response function, without which streamlines predict no signal",
                 id="E-WEIGHTS-RESPONSE",
                 path=sidecar_path,
-                needed="an orientation model with a response (csd)",
+                needed="an orientation model with a response for the scan's shells (csd, msmt_csd)",
                 fix="use --streamline-weights fod",
             )
-        coefficients = torch.tensor(response["Coefficients"][0], dtype=torch.float64)
+        coefficients = torch.tensor(rows[row], dtype=torch.float64)
         return SignalTarget(scan, coefficients, shell)
 
     def _write(self, writer: StepWriter, fit: WeightFit, source: Path, grid: ImageGrid) -> None:
