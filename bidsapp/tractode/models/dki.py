@@ -26,7 +26,7 @@ from tractode.ops import inequality, kurtosis, least_squares, log_linear, sphere
 
 _B_SCALE = 1000.0  # b in ms/µm² makes the columns of the design comparable
 _LARGEST_CONDITION = 1000.0
-_TILE = 1024
+_TILE = 512
 _LEAST_KURTOSIS, _LARGEST_KURTOSIS = -3 / 7, 10.0
 
 Method = Literal["ols", "wls", "iwls", "cwls", "nlls", "rician"]
@@ -80,10 +80,12 @@ class DKI(SignalModel):
         method = self.fit_method
         if method == "cwls":
             bounds = constraints(chosen)
-            fitted = least_squares.in_tiles(lambda tile: _constrained(tile, matrix, bounds), _of(signal, index), _TILE)
+            fitted = least_squares.in_tiles(
+                lambda tile: _constrained(tile, matrix, bounds), _of(signal, index), _TILE, threaded=True
+            )
         else:
             fitted = least_squares.in_tiles(
-                lambda tile: log_linear.fit(tile, matrix, method, self.sigma), _of(signal, index), _TILE
+                lambda tile: log_linear.fit(tile, matrix, method, self.sigma), _of(signal, index), _TILE, threaded=True
             )
         return fitted / _units(fitted)
 
@@ -118,6 +120,8 @@ def design(gtab: GradientTable) -> Float[Tensor, "n 22"]:
 def constraints(gtab: GradientTable) -> Float[Tensor, "m 22"]:
     """Rows c with ``c · β ≥ 0``: along every direction measured ``V ≥ 0``, and ``3 D ≥ b V`` at the largest b (Tabesh 2011, eq. 19, 20)."""
     g = gtab.bvecs[~gtab.is_b0]
+    again = ((g @ g.mT).abs() > 1 - 1e-8).tril(-1).any(-1)  # shells often share their directions
+    g = g[~again]
     largest = float(gtab.bvals.max()) / _B_SCALE
     second, fourth = symmetric.quadratic_form(g), kurtosis.quartic_form(g)
     zero = torch.zeros_like(g[:, :1])
@@ -128,14 +132,17 @@ def constraints(gtab: GradientTable) -> Float[Tensor, "m 22"]:
 
 
 def kurtosis_maps(params: Float[Tensor, "v 22"]) -> dict[str, Float[Tensor, "v 1"]]:
+    """Those of the kurtosis, a tile at a time."""
+    columns = least_squares.in_tiles(_kurtosis_columns, params, _TILE, threaded=True).split(1, dim=-1)
+    return dict(zip(("mk", "ak", "rk", "mkt", "kfa"), columns, strict=True))
+
+
+def _kurtosis_columns(params: Float[Tensor, "t 22"]) -> Float[Tensor, "t 5"]:
     values, vectors = symmetric.eigen(params[:, :6] * _B_SCALE)
-    product = params[:, 6:21]
-    mk, ak, rk = kurtosis.averages(values, vectors, product)
+    means = kurtosis.averages(values, vectors, params[:, 6:21])
     tensor = kurtosis_tensor(params)
-    mkt = kurtosis.mean_of_tensor(tensor)
-    found = {"mk": mk, "ak": ak, "rk": rk, "mkt": mkt}
-    cut = {name: k.clamp(_LEAST_KURTOSIS, _LARGEST_KURTOSIS)[:, None] for name, k in found.items()}
-    return cut | {"kfa": kurtosis.anisotropy(product)[:, None]}
+    cut = torch.stack([*means, kurtosis.mean_of_tensor(tensor)], -1).clamp(_LEAST_KURTOSIS, _LARGEST_KURTOSIS)
+    return torch.cat([cut, kurtosis.anisotropy(tensor)[:, None]], -1)
 
 
 def kurtosis_tensor(params: Float[Tensor, "v 22"]) -> Float[Tensor, "v 15"]:

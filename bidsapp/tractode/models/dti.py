@@ -22,7 +22,7 @@ from tractode.ops import least_squares, log_linear, sphere, symmetric
 
 _B_SCALE = 1000.0  # b in ms/µm² makes the columns of the design comparable
 _LARGEST_CONDITION = 200.0
-_TILE = 2048
+_TILE = 512
 
 
 TENSOR_MAPS = (
@@ -71,7 +71,7 @@ class DTI(SignalModel):
             )
         design = least_squares.Design(_design(gtab.to(signal.to(torch.float64))))
         fitted = least_squares.in_tiles(
-            lambda tile: log_linear.fit(tile, design, self.fit_method, self.sigma), signal, _TILE
+            lambda tile: log_linear.fit(tile, design, self.fit_method, self.sigma), signal, _TILE, threaded=True
         )
         return fitted / fitted.new_tensor([_B_SCALE] * 6 + [1.0])
 

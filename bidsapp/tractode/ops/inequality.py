@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tractode.ops.least_squares import Design
+from tractode.ops.least_squares import Design, in_threads
 
 _TOLERANCE = 1e-10
 
@@ -42,10 +42,10 @@ def _nearest(
 ) -> tuple[Float[Tensor, "v p"], Bool[Tensor, "v m"]]:
     from tractode.ops.inequality_kernel import nearest  # compiled
 
-    given = [a.detach().cpu().contiguous().numpy() for a in (normal, start, bounds)]
+    given = [a.detach().cpu().contiguous().numpy() for a in (normal, start, bounds.mT)]
     moved = torch.empty_like(start, device="cpu", memory_format=torch.contiguous_format)
     active = torch.zeros(len(start), len(bounds), dtype=torch.bool)
-    nearest(*given, moved.numpy(), active.numpy())
+    in_threads(lambda begin, end: nearest(*given, moved.numpy(), active.numpy(), begin, end), len(start))
     return moved.to(start.device), active.to(start.device)
 
 

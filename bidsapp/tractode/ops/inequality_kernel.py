@@ -24,15 +24,16 @@ def nearest(
     bounds: NDArray[np.float64],
     solution: NDArray[np.float64],
     active: NDArray[np.bool_],
+    begin: int,
+    end: int,
 ) -> None:
-    """For each row ``argmin (x − free)ᵀ N (x − free)`` under ``bounds · x ≥ 0``, and which bounds are met exactly."""
-    v, p = free.shape
-    m = len(bounds)
+    """For rows from ``begin`` to ``end`` ``argmin (x − free)ᵀ N (x − free)`` under ``x · bounds ≥ 0``, and which bounds are met exactly."""
+    p, m = bounds.shape
     lower, rows, gram, work = np.zeros((p, p)), np.zeros((p, p)), np.zeros((p, p)), np.zeros((p, p))
     scale, start, x, wanted = np.zeros(p), np.zeros(p), np.zeros(p), np.zeros(p)
     multiplier, trial, place = np.zeros(p), np.zeros(p), np.zeros(p)
-    which, banned = np.zeros(p, np.int64), np.zeros(m, np.bool_)
-    for voxel in range(v):
+    which, banned, along = np.zeros(p, np.int64), np.zeros(m, np.bool_), np.zeros(m)
+    for voxel in range(begin, end):
         active[voxel] = False
         solution[voxel] = free[voxel]
         if not _factor(normal[voxel], lower, scale):
@@ -48,10 +49,10 @@ def nearest(
         banned[:] = False
         k = 0
         for _ in range(_ROUNDS):
-            worst = _most_violated(bounds, x, banned, _TOLERANCE * size)
+            worst = _most_violated(bounds, x, banned, along, _TOLERANCE * size)
             if worst < 0 or k == p:
                 break
-            _enter(bounds[worst], lower, scale, start, rows, gram, wanted, k)
+            _enter(bounds[:, worst], lower, scale, start, rows, gram, wanted, k)
             which[k], multiplier[k] = worst, 0.0
             k = _settle(rows, gram, work, wanted, multiplier, trial, which, k + 1)
             banned[worst] = worst not in which[:k]  # only rounding sends it away at once
@@ -84,14 +85,15 @@ def _factor(normal, lower, scale):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _most_violated(bounds, x, banned, tolerance):  # type: ignore[no-untyped-def]
+def _most_violated(bounds, x, banned, along, tolerance):  # type: ignore[no-untyped-def]
+    along[:] = 0.0
+    for i in range(len(x)):
+        for column in range(len(along)):
+            along[column] += bounds[i, column] * x[i]
     worst, least = -1, -tolerance
-    for row in range(len(bounds)):
-        total = 0.0
-        for i in range(len(x)):
-            total += bounds[row, i] * x[i]
-        if total < least and not banned[row]:
-            worst, least = row, total
+    for column in range(len(along)):
+        if along[column] < least and not banned[column]:
+            worst, least = column, along[column]
     return worst
 
 

@@ -27,20 +27,22 @@ EXPONENTS = tuple("".join(c) for c in combinations_with_replacement("xyz", 4))
 MULTIPLICITIES = tuple(
     math.factorial(4) // math.prod(math.factorial(n) for n in Counter(e).values()) for e in EXPONENTS
 )
+_PAIRS = ("xx", "xy", "xz", "yy", "yz", "zz")
+_FIRST, _SECOND = (["xyz".index(pair[i]) for pair in _PAIRS] for i in range(2))
+_FRONT, _BACK = ([_PAIRS.index(e[i : i + 2]) for e in EXPONENTS] for i in (0, 2))
 _N_NODES = 24
 _LEAST_RATIO = 0.01
 
 
 def quartic_form(directions: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 15"]:
     """The row ``q`` with ``q · components = Σ W_ijkl g_i g_j g_k g_l`` for each direction g."""
-    places = [["xyz".index(axis) for axis in e] for e in EXPONENTS]
-    return directions[..., places].prod(-1) * directions.new_tensor(MULTIPLICITIES)
+    pairs = directions[..., _FIRST] * directions[..., _SECOND]
+    return pairs[..., _FRONT] * pairs[..., _BACK] * directions.new_tensor(MULTIPLICITIES)
 
 
 def contraction(components: Float[Tensor, "*v 15"]) -> Float[Tensor, "*v 6"]:
     """``T_ij = Σ_k W_ijkk``, a symmetric tensor (xx xy xz yy yz zz)."""
-    pairs = ("xx", "xy", "xz", "yy", "yz", "zz")
-    places = [[EXPONENTS.index("".join(sorted(pair + 2 * k))) for k in "xyz"] for pair in pairs]
+    places = [[EXPONENTS.index("".join(sorted(pair + 2 * k))) for k in "xyz"] for pair in _PAIRS]
     return torch.stack([components[..., p].sum(-1) for p in places], -1)
 
 
@@ -100,12 +102,13 @@ def _mean_weights(shape: Float[Tensor, "*v 3"]) -> tuple[Float[Tensor, "*v 3"], 
     """
     middle = shape.mean(-1, keepdim=True)
     r, weight = (torch.from_numpy(n).to(shape) for n in _nodes())
-    square = r.square()[:, None]
-    u = 1 / (square + (1 - square) * (shape / middle)[..., None, :])
-    base = (weight * 2 * r.square() * (1 - r.square()))[:, None] * u.prod(-1, keepdim=True).sqrt()
+    square = r.square()
+    u = [1 / (square + (1 - square) * ratio) for ratio in (shape / middle).split(1, dim=-1)]
+    base = weight * 2 * square * (1 - square) * (u[0] * u[1] * u[2]).sqrt()
+    with_base = [base * each for each in u]
+    single = torch.stack([3 * (with_base[i] * u[i]).sum(-1) for i in range(3)], -1)
+    double = torch.stack([(with_base[j] * u[k]).sum(-1) for j, k in ((1, 2), (0, 2), (0, 1))], -1)
     factor = 1 / (4 * middle.square())
-    single = 3 * (base * u.square()).sum(-2)
-    double = torch.stack([(base[..., 0] * u[..., j] * u[..., k]).sum(-1) for j, k in ((1, 2), (0, 2), (0, 1))], -1)
     return factor * single, factor * double
 
 

@@ -8,8 +8,10 @@ they are where columns are monomials of the direction) are summed once: 95 sums 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from threading import Barrier
 from typing import Any
 
 import torch
@@ -19,25 +21,66 @@ from torch import Tensor
 TILE = 4096
 _SMALL = 8  # systems up to this size are quicker by LAPACK than the compiled loop is to load
 _RIDGE = 1e-9
+_LEAST_PART = 64  # items that are worth a thread
 
 
 def in_tiles(
     function: Callable[[Float[Tensor, "t n"]], Float[Tensor, "t p"]],
     rows: Float[Tensor, "v n"],
     size: int = TILE,
+    *,
+    threaded: bool = False,
 ) -> Float[Tensor, "v p"]:
     """``function`` applied to tiles of exactly ``size`` rows; the last tile is filled up by repeating its last row.
 
     A matrix product rounds differently for different numbers of rows; a fixed number makes each row's result its own.
+    ``threaded`` tiles are worked on side by side, each by one thread, unless a derivative is asked for.
     """
     if not len(rows):
         return function(rows.new_zeros(size, rows.shape[1]))[:0]
-    parts = []
-    for tile in rows.split(size):
+
+    def of_tile(tile: Tensor) -> Tensor:
         missing = size - len(tile)
         whole = tile if not missing else torch.cat([tile, tile[-1:].expand(missing, -1)])
-        parts.append(function(whole)[: len(tile)])
-    return torch.cat(parts)
+        return function(whole)[: len(tile)]
+
+    first, *others = rows.split(size)
+    n_threads = torch.get_num_threads()
+    differentiable = torch.is_grad_enabled() and rows.requires_grad
+    if not threaded or differentiable or n_threads < 2 or not others or rows.device.type != "cpu":
+        return torch.cat([of_tile(tile) for tile in (first, *others)])
+    start = of_tile(first)  # whatever is prepared once is prepared here
+    return torch.cat([start, *_tile_threads(n_threads).map(torch.no_grad()(of_tile), others)])
+
+
+@cache
+def _tile_threads(n: int) -> ThreadPoolExecutor:
+    """Threads whose operations stay on one core each."""
+    pool = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,))
+    barrier = Barrier(n)
+    list(pool.map(lambda _: barrier.wait(), range(n)))  # all have begun
+    torch.set_num_threads(n)  # also for threads that torch starts later
+    return pool
+
+
+def in_threads(work: Callable[[int, int], None], n: int, multiple: int = 1) -> None:
+    """``work(begin, end)`` for parts of ``range(n)`` that begin at multiples of ``multiple``, on as many threads as torch uses here.
+
+    For compiled loops that let go of the interpreter's lock and whose items do not depend on one another.
+    """
+    n_threads = torch.get_num_threads()
+    size = max(_LEAST_PART, -(-n // n_threads // multiple) * multiple)
+    parts = [(begin, min(begin + size, n)) for begin in range(0, n, size)]
+    if len(parts) < 2:
+        work(0, n)
+        return
+    for done in [_threads(n_threads).submit(work, *part) for part in parts]:
+        done.result()
+
+
+@cache
+def _threads(n: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n)
 
 
 def ordinary(design: Float[Tensor, "n p"], data: Float[Tensor, "v n"]) -> Float[Tensor, "v p"]:
@@ -107,10 +150,9 @@ class Design:
         else:
             from tractode.ops.normal_kernel import solve_normal  # compiled
 
-            solution = torch.empty_like(right)
-            _, place, factor = self.products
-            arrays = (a.contiguous().numpy() for a in (sums, place, factor, right, solution))
-            solve_normal(*arrays)
+            solution = torch.empty_like(right, memory_format=torch.contiguous_format)
+            arrays = [a.contiguous().numpy() for a in (sums, *self.products[1:], right)]
+            in_threads(lambda begin, end: solve_normal(*arrays, solution.numpy(), begin, end), t, 8)
         singular = ~torch.isfinite(solution).all(0)
         if bool(singular.any()):
             normal = self.normal(sums[:, singular])

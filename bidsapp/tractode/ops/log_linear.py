@@ -52,20 +52,18 @@ def linear(
     logs: Float[Tensor, "n t"], design: Design, method: Method
 ) -> tuple[Float[Tensor, "p t"], Float[Tensor, "n t"] | None]:
     """Parameters by one of the three linear methods, and the weights of the last round."""
-    largest = logs.amax(0)
-
-    def weights_of(values: Tensor) -> Tensor:
-        return (2 * (values - largest)).exp()
-
     if method == "ols":
         return design.ordinary(logs), None
+    largest = logs.amax(0)
     if method == "wls":
         params, rounds = design.ordinary(logs), 1
     else:
-        params, rounds = design.weighted(logs, weights_of(logs)), N_REWEIGHTS
+        params, rounds = design.weighted(logs, (2 * (logs - largest)).exp()), N_REWEIGHTS
     weights = None
     for _ in range(rounds):
-        weights = weights_of(torch.minimum(design.predict(params), largest + _LARGEST_EXPONENT))
+        # Twice the exponent and the scale are put into the parameters, of which there are fewer.
+        doubled = torch.cat([2 * params[:-1], 2 * (params[-1:] - largest)])
+        weights = design.predict(doubled).clamp_max(2 * _LARGEST_EXPONENT).exp()
         params = design.weighted(logs, weights)
     return params, weights
 

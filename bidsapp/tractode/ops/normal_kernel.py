@@ -23,19 +23,29 @@ def solve_normal(
     factor: NDArray[np.float64],
     right: NDArray[np.float64],
     solution: NDArray[np.float64],
+    begin: int,
+    end: int,
 ) -> None:
-    """``N x = r`` with ``N[i, j] = factor[i, j] · sums[place[i, j]]``, one system a column; their number is a multiple of `LANES`."""
+    """``N x = r`` with ``N[i, j] = factor[i, j] · sums[place[i, j]]``, one system a column from ``begin`` to ``end``, multiples of `LANES`."""
     p, t = right.shape
     size = (p + 3) // 4 * 4
-    lower = np.zeros(size * (size + 1) // 2 * LANES)
-    scale, x = np.ones(p * LANES), np.zeros(size * LANES)
+    lower = _workspace(size * (size + 1) // 2 * LANES)
+    scale, x = _workspace(p * LANES), _workspace(size * LANES)
     flat, wanted, found = sums.ravel(), right.ravel(), solution.ravel()
-    for start in range(0, t, LANES):
+    for start in range(begin, end, LANES):
         _fill(flat, place, factor, wanted, start, t, lower, scale, x)
         factorise(lower, size, LANES)
         solve(lower, x, size, LANES)
         for i in range(p):
             store(found, i * t + start, load(x, i * LANES) * load(scale, i * LANES))
+
+
+@inner
+def _workspace(size):  # type: ignore[no-untyped-def]
+    """Zeros that begin on a 64-byte line."""
+    whole = np.zeros(size + LANES)
+    skip = ((64 - whole.ctypes.data % 64) % 64) // 8
+    return whole[skip : skip + size]
 
 
 @inner
