@@ -77,7 +77,7 @@ def plan_correction(run: DwiRun, request: FieldmapRequest) -> Correction:
     """
     plan = _Plan(run, request)
     correction = plan.made()
-    if correction.kind == "none" and request.needs_correction:
+    if correction.kind == "none" and request.needs_correction and not run.done_by:
         raise InputDataError(
             f"The susceptibility distortion of {run.name} cannot be corrected: {correction.reason}",
             id="E-SDC-NONE",
