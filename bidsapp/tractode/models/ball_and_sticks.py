@@ -28,6 +28,7 @@ from tractode.ops.levenberg_marquardt import levenberg_marquardt
 
 _TILE = 256
 _B_SCALE = 1000.0
+_N_ITERATIONS = 50
 _TOLERANCE = 1e-5  # of the prediction: far below noise; the last step leaves the square of it where there is none
 _N_AXES = 64  # of the dictionary: some 18 degrees apart
 _DIFFUSIVITIES = (0.5, 0.9, 1.4, 2.0)  # µm²/ms
@@ -91,7 +92,7 @@ class BallAndSticks(SignalModel):
                 reason, id="E-BS-TABLE", needed="b=0 and at least 15 weighted volumes that span the sphere"
             )
         table = gtab.to(signal.to(torch.float64))
-        return least_squares.in_tiles(lambda tile: self._fit_tile(tile, table), signal, _TILE)
+        return least_squares.in_tiles(lambda tile: self._fit_tile(tile, table), signal, _TILE, threaded=True)
 
     def _fit_tile(self, signal: Float[Tensor, "t n"], gtab: GradientTable) -> Float[Tensor, "t p"]:
         dtype, signal = signal.dtype, signal.to(torch.float64)
@@ -111,6 +112,7 @@ class BallAndSticks(SignalModel):
                 relative,
                 start,
                 linearised=lambda x: _linearised(x, b, g),
+                search=lambda data, start: _searched(data, start, b, g),
                 tolerance=_TOLERANCE,
             )
             previous = found.detach()
@@ -160,6 +162,18 @@ def _signal(x: Float[Tensor, "t p"], b: Float[Tensor, " n"], g: Float[Tensor, "n
         amount = vector.square().sum(-1, keepdim=True) + 1e-12
         whole = whole + amount * (decay * (vector @ g.mT).square() / amount).exp()
     return whole
+
+
+def _searched(
+    data: Float[Tensor, "t n"], start: Float[Tensor, "t p"], b: Float[Tensor, " n"], g: Float[Tensor, "n 3"]
+) -> Float[Tensor, "t p"]:
+    """The same search, compiled."""
+    from tractode.models.kernels.stick_search import search  # numba takes part of a second to import
+
+    out = torch.empty_like(start)
+    given = [part.contiguous().numpy() for part in (data, start, b, g)]
+    search(*given, _N_ITERATIONS, _TOLERANCE, out.numpy())
+    return out
 
 
 def _linearised(
@@ -216,18 +230,33 @@ def _of_dictionary(
         atoms = torch.cat([(-b * diffusivity).exp()[None], (-b * diffusivity * cosines).exp()])
         members = torch.cat([torch.zeros_like(chosen[:, :1]), chosen + 1], dim=-1)
         inverse = torch.linalg.inv((atoms @ atoms.mT)[members[:, :, None], members[:, None, :]])
-        products = signal @ atoms.mT
-        parts = [products[:, members[:, j]] for j in range(k + 1)]
-        amounts = [sum(inverse[:, i, j] * parts[j] for j in range(k + 1)) for i in range(k + 1)]
-        cost = -sum(amount * part for amount, part in zip(amounts, parts, strict=True))
-        negative = torch.stack([amount < 0 for amount in amounts]).any(0)
+        cost, place, amounts = _best(signal @ atoms.mT, inverse, chosen)
         # Where every mixture has a negative weight the best of them must do: the search starts from small weights.
-        cost, place = torch.where(negative, 0.5 * cost, cost).min(-1, keepdim=True)
-        taken = torch.cat([amount.gather(1, place) for amount in amounts], dim=-1).clamp_min(0.02).sqrt()
+        taken = amounts.clamp_min(0.02).sqrt()
         vectors = taken[:, 1:, None] * axes[chosen[place[:, 0]]]
         entry = torch.cat([torch.full_like(cost, math.log(diffusivity)), taken[:, :1], vectors.flatten(1)], dim=-1)
         best, least = torch.where(cost < least, entry, best), torch.minimum(cost, least)
     return best
+
+
+def _best(
+    products: Float[Tensor, "t a"], inverse: Float[Tensor, "c m m"], chosen: Int[Tensor, "c k"]
+) -> tuple[Float[Tensor, "t 1"], Int[Tensor, "t 1"], Float[Tensor, "t m"]]:
+    """Cost (less the signal's own square), number and amounts of the best combination; negative weights count half."""
+    if chosen.shape[1] == 2 and products.device.type == "cpu":
+        from tractode.models.kernels.stick_search import best_pairs  # numba takes part of a second to import
+
+        cost, place = products.new_empty(len(products), 1), torch.empty(len(products), 1, dtype=torch.int64)
+        amounts = products.new_empty(len(products), 3)
+        rows, columns = torch.triu_indices(3, 3)
+        given = [part.contiguous().numpy() for part in (products, inverse[:, rows, columns].mT, chosen)]
+        best_pairs(*given, cost.numpy(), place.numpy(), amounts.numpy())
+        return cost, place, amounts
+    parts = torch.cat([products[:, :1, None].expand(-1, len(chosen), 1), products[:, chosen + 1]], dim=-1)
+    weights = torch.einsum("cij,tcj->tci", inverse, parts)
+    value = -(weights * parts).sum(-1)
+    cost, place = torch.where((weights < 0).any(-1), 0.5 * value, value).min(-1, keepdim=True)
+    return cost, place, weights.gather(1, place[..., None].expand(-1, 1, weights.shape[2]))[:, 0]
 
 
 def _with_one_more(

@@ -102,7 +102,7 @@ class MAPMRI(SignalModel):
             raise InputDataError(reason, id="E-MAPMRI-TABLE", needed="two or more shells up to b = 2000 s/mm² or more")
         order = _supported_order(gtab, self.order)
         table = gtab.to(signal.to(torch.float64))
-        return least_squares.in_tiles(lambda tile: self._fit_tile(tile, table, order), signal, _TILE)
+        return least_squares.in_tiles(lambda tile: self._fit_tile(tile, table, order), signal, _TILE, threaded=True)
 
     def _fit_tile(self, signal: Float[Tensor, "t n"], gtab: GradientTable, order: int) -> Float[Tensor, "t p"]:
         dtype, signal = signal.dtype, signal.to(torch.float64)

@@ -28,6 +28,7 @@ from tractode.ops import spherical_harmonics as sh
 from tractode.ops.levenberg_marquardt import levenberg_marquardt
 
 _TILE = 256  # the blocks of the search
+_N_ITERATIONS = 50
 _TOLERANCE = 1e-5  # of the prediction: far below noise; the last step leaves the square of it where there is none
 _B_SCALE = 1000.0
 _ORDER = 16  # of the expansion of a stick's signal: 1e-7 for b·d up to 8
@@ -83,7 +84,7 @@ class NODDI(SignalModel):
             raise InputDataError(reason, id="E-NODDI-TABLE", needed="b=0 and two shells up to b = 1500 s/mm² or more")
         gtab = gtab.to(signal.to(torch.float64))
         table = _Table.of(gtab, self)
-        return least_squares.in_tiles(lambda tile: self._fit_tile(tile, gtab, table), signal, _TILE)
+        return least_squares.in_tiles(lambda tile: self._fit_tile(tile, gtab, table), signal, _TILE, threaded=True)
 
     def _fit_tile(self, signal: Float[Tensor, "t n"], gtab: GradientTable, table: _Table) -> Float[Tensor, "t 6"]:
         dtype, signal = signal.dtype, signal.to(torch.float64)
@@ -101,7 +102,12 @@ class NODDI(SignalModel):
         with torch.no_grad():
             start = self._start(relative.detach(), gtab)
         x = levenberg_marquardt(
-            mixture, relative, start, linearised=lambda x: self._linearised(x, gtab, table), tolerance=_TOLERANCE
+            mixture,
+            relative,
+            start,
+            linearised=lambda x: self._linearised(x, gtab, table),
+            search=lambda data, start: self._searched(data, start, gtab, table),
+            tolerance=_TOLERANCE,
         )
         axis, kappa = _axis_and_kappa(x[:, 3:])
         spread = axis * (2 / math.pi * torch.atan(kappa))[:, None]
@@ -127,6 +133,19 @@ class NODDI(SignalModel):
         outside = (-table.bvals * (across + (along - across) * cosines)).exp()
         tissue = density * inside + (1 - density) * outside
         return (1 - water) * tissue + water * (-table.bvals * self.free).exp()
+
+    def _searched(
+        self, data: Float[Tensor, "t n"], start: Float[Tensor, "t 6"], gtab: GradientTable, table: _Table
+    ) -> Float[Tensor, "t 6"]:
+        """The same search, compiled."""
+        from tractode.models.kernels.neurite_search import search  # numba takes part of a second to import
+
+        out, free = torch.empty_like(start), (-gtab.bvals * self.free).exp()
+        given = [data, start, gtab.bvals, gtab.bvecs, table.place, free, table.sticks]
+        rule = [*watson.quadrature(), watson.legendre(_ORDER)]
+        arrays = [part.contiguous().numpy() for part in given + rule]
+        search(*arrays[:7], tuple(arrays[7:]), self.parallel, _N_ITERATIONS, _TOLERANCE, out.numpy())
+        return out
 
     def _linearised(
         self, x: Float[Tensor, "t 6"], gtab: GradientTable, table: _Table

@@ -30,6 +30,7 @@ def levenberg_marquardt(
     weights: Float[Tensor, "v n"] | None = None,
     constants: Float[Tensor, "v c"] | None = None,
     linearised: Callable[..., tuple[Float[Tensor, "t n"], Float[Tensor, "t n p"]]] | None = None,
+    search: Callable[[Float[Tensor, "v n"], Float[Tensor, "v p"]], Float[Tensor, "v p"]] | None = None,
     n_iterations: int = 50,
     tolerance: float = 1e-10,
 ) -> Float[Tensor, "v p"]:
@@ -45,6 +46,8 @@ def levenberg_marquardt(
         The same, with its derivative by hand where that is much quicker than forward differentiation.
     data, start
         float64, except where the caller knows that single precision will do.
+    search
+        Data and start → optimum, by a compiled loop that knows this signal; for use on CPUs, without weights and constants.
     n_iterations
         Trial steps a voxel at most; one that has not settled by then keeps its best.
     tolerance
@@ -54,7 +57,11 @@ def levenberg_marquardt(
     with torch.no_grad():
         fixed = None if weights is None else weights.detach()
         slopes = linearised or (lambda p, *others: value_and_jacobian(lambda q: predict(q, *others), p))
-        found = _minimise(predict, slopes, data.detach(), start.detach(), fixed, rest, n_iterations, tolerance)
+        found = (
+            search(data.detach(), start.detach())
+            if search is not None and data.device.type == "cpu"
+            else _minimise(predict, slopes, data.detach(), start.detach(), fixed, rest, n_iterations, tolerance)
+        )
     differentiable = data.requires_grad or (weights is not None and weights.requires_grad)
     if not (torch.is_grad_enabled() and differentiable):
         return found
