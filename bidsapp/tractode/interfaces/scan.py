@@ -92,7 +92,9 @@ class PrepareDwi(Step):
 
     def compute(self, writer: StepWriter) -> None:
         run, plan, job = self.inputs.run, self.inputs.plan, self.inputs.job
-        parts, raw, before = [], [], []
+        parts: list[Part] = []
+        raw: list[dict[str, Any]] = []
+        before: list[Glance] = []
         for scan in run.scans:
             part = self._ingested(scan, writer)
             raw.append(scan_row(part.scan, "raw"))

@@ -113,13 +113,15 @@ def _run(
     if "distortion_correction" in known:
         shown["distortion corrected by"] = known["distortion_correction"]
     if "preprocessing" in known:
-        done = [name for name, record in known["preprocessing"].items() if record["done"]]
-        shown["preprocessing"] = ", ".join(done) or "none"
+        steps = [step for step, record in known["preprocessing"].items() if record["done"]]
+        shown["preprocessing"] = ", ".join(steps) or "none"
     if "mean_fd" in known.get("image_quality", {}):
         shown["motion (mean, max mm a volume)"] = (
             f"{known['image_quality']['mean_fd']:.2f}, {known['image_quality']['max_fd']:.2f}"
         )
         shown["slices replaced"] = known["image_quality"]["num_bad_slices"]
+    if fitted := [str(facts["model"]) for facts in mine if "fit" in facts]:
+        shown["models"] = ", ".join(fitted)
     if "n_streamlines" in known:
         shown["streamlines"] = f"{known['n_streamlines']:,} of {known['n_asked']:,}"
     if "skipped" in known:
@@ -131,6 +133,10 @@ def _notes(records: Iterable[StepRecord]) -> Iterable[tuple[str, str]]:
     for record in records:
         for note in record.facts.get("notes", []):
             yield note["level"], f"{record.step}: {note['message']}"
+        if reason := record.facts.get("reason"):
+            yield "info", f"{record.step}: model {record.facts['model']}: {reason}"
+        for name, why in record.facts.get("left_out", {}).items():
+            yield "info", f"{record.step}: model {name} was left out: {why}"
         if "skipped" in record.facts:
             yield "warning", f"{record.step}: {record.facts['skipped']}"
 
