@@ -202,7 +202,12 @@ def _nearest_gaussian(
     def gaussian(params: Tensor) -> Tensor:
         return (_tensor_of(params) @ design[:, :6].mT + params[:, 6:]).exp()
 
-    found = levenberg_marquardt(gaussian, signal, start, tolerance=1e-12)
+    def linearised(params: Tensor) -> tuple[Tensor, Tensor]:
+        value = gaussian(params)
+        slopes = torch.cat([design[:, :6] @ _tensor_slopes(params), torch.ones_like(value)[..., None]], dim=-1)
+        return value, value[..., None] * slopes
+
+    found = levenberg_marquardt(gaussian, signal, start, linearised=linearised, tolerance=1e-12)
     return _tensor_of(found), found[:, 6:]
 
 
@@ -211,6 +216,16 @@ def _tensor_of(params: Float[Tensor, "t p"]) -> Float[Tensor, "t 6"]:
     return torch.stack(
         [a * a + _LEAST, a * b, a * d, b * b + c * c + _LEAST, b * d + c * e, d * d + e * e + f * f + _LEAST], dim=-1
     )
+
+
+def _tensor_slopes(params: Float[Tensor, "t p"]) -> Float[Tensor, "t 6 6"]:
+    """Derivative of `_tensor_of` in the factor's six entries."""
+    a, b, c, d, e, f = params[:, :6].unbind(-1)
+    slopes = params.new_zeros(len(params), 6, 6)
+    entries = ((0, 0, 2 * a), (1, 0, b), (1, 1, a), (2, 0, d), (2, 3, a), (3, 1, 2 * b), (3, 2, 2 * c), (4, 1, d))
+    for row, column, value in (*entries, (4, 3, b), (4, 2, e), (4, 4, c), (5, 3, 2 * d), (5, 4, 2 * e), (5, 5, 2 * f)):
+        slopes[:, row, column] = value
+    return slopes
 
 
 def _line_and_plane(

@@ -5,6 +5,7 @@ Marquardt, J SIAM 1963, doi:10.1137/0111030, with the damping of `tractode.ops.l
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tractode.ops.compile import inner
@@ -56,7 +57,7 @@ def gain(before: Any, after: Any, expected: Any) -> Any:
     if expected <= noise and after - before <= noise:
         return 1.0
     share = (before - after) / max(expected, 1e-300)
-    return share if share == share else -1.0
+    return -1.0 if math.isnan(share) else share
 
 
 @inner

@@ -96,7 +96,7 @@ def best_pairs(products: Any, inverse: Any, pairs: Any, cost: Any, place: Any, a
             b = inverse[1, c] * ball + inverse[3, c] * one + inverse[4, c] * two
             d = inverse[2, c] * ball + inverse[4, c] * one + inverse[5, c] * two
             value = -(a * ball + b * one + d * two)
-            if min(a, min(b, d)) < 0:
+            if min(a, b, d) < 0:
                 value *= 0.5
             if value < least:
                 least, best = value, c
