@@ -68,12 +68,12 @@ def _tissue(
 ) -> Bool[np.ndarray, "i j k"]:
     """Voxels brighter than a share of the tissue's level; speckle removed by a 3×3×3 median."""
     smooth = ndimage.median_filter(volume, size=3, mode="nearest")
-    first = _otsu(smooth.ravel())
+    first = otsu(smooth.ravel())
     bright = smooth[smooth > first]
     if not bright.size:
         return np.zeros(volume.shape, dtype=bool)
     clipped = np.minimum(smooth, np.median(bright))
-    inside = smooth > _otsu(clipped.ravel())
+    inside = smooth > otsu(clipped.ravel())
     tissue, background = np.median(smooth[inside]), np.median(smooth[~inside]) if not inside.all() else 0.0
     # Coils and dropout shade the image (the brainstem is darker than the cortex): the tissue's level is a local one.
     sigma = [settings.shading_mm / size for size in spacing]
@@ -83,7 +83,7 @@ def _tissue(
     return smooth > background + settings.level * (local - background)
 
 
-def _otsu(values: Float[np.ndarray, " n"], bins: int = 256) -> float:
+def otsu(values: Float[np.ndarray, " n"], bins: int = 256) -> float:
     """The threshold that maximises the variance between the two classes."""
     counts, edges = np.histogram(values, bins=bins)
     centres = (edges[1:] + edges[:-1]) / 2

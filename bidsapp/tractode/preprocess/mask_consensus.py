@@ -23,7 +23,7 @@ from tractode.fields import DWI, Image
 from tractode.fields.image import check_same_grid
 from tractode.fields.transform import resample
 from tractode.preprocess import morphology
-from tractode.preprocess.mask import brain_mask, dwi_reference
+from tractode.preprocess.mask import brain_mask, dwi_reference, otsu
 from tractode.preprocess.surface_mask import SurfaceSettings, surface_mask
 from tractode.registration.affine import register_affine
 
@@ -72,10 +72,7 @@ class MaskVerdict:
 
     def record(self) -> dict[str, Any]:
         """Plain data for sidecars and the report."""
-        sizes = self.mask.grid.voxel_sizes
-        volumes = {
-            name: round(morphology.millilitres(mask.mask.cpu().numpy(), sizes), 1) for name, mask in self.masks.items()
-        }
+        volumes = {name: round(_millilitres(mask), 1) for name, mask in self.masks.items()}
         return {
             "used": list(self.used),
             "agreement": {pair: round(value, 4) for pair, value in self.agreement.items()},
@@ -105,7 +102,7 @@ def scan_mask(scan: DWI, method: str = "auto", template: TemplateImages | None =
     weighted = _weighted(scan)
     methods: dict[str, Callable[[], Image]] = {"threshold": lambda: brain_mask(reference)}
     if weighted is not None:
-        methods["weighted"] = lambda: brain_mask(_summed(reference, weighted))
+        methods["weighted"] = lambda: brain_mask(_both(reference, weighted))
     methods["surface"] = lambda: surface_mask(reference)
     if template is not None:
         methods["template"] = lambda: template_mask(reference, *template())
@@ -130,8 +127,9 @@ def scan_mask(scan: DWI, method: str = "auto", template: TemplateImages | None =
         more |= again
         failed |= lost
     masks, failures = {**masks, **more}, {**failures, **failed}
-    # The template knows what a brain is: of two groups as large as each other, its own is the right one.
-    ordered = {name: masks[name] for name in ("template", "surface", "weighted", "threshold") if name in masks}
+    # Of a tie the surface decides: it began in the template's brain and then followed the scan.
+    order: tuple[str, ...] = ("surface", "template", "weighted", "threshold")
+    ordered = {name: masks[name] for name in order if name in masks}
     return _demand(_verdict(ordered, failures, reference) if masks else None, failures)
 
 
@@ -179,15 +177,15 @@ def _weighted(scan: DWI) -> Image | None:
     return Image(scan.grid, mean.clamp_min(0)[None])
 
 
-def _summed(reference: Image, weighted: Image) -> Image:
-    """Both in units of their own bright part and clipped there: fat and fluid are bright in one of them only."""
+def _both(reference: Image, weighted: Image) -> Image:
+    """Geometric mean of both, each in units of its own bright part and clipped there: eyes, fluid and fat are bright in one of them only."""
     parts = []
     for image in (reference, weighted):
-        values = image.values.float()
-        lit = values[values > values.mean()]
+        values = image.values.cpu().float()
+        lit = values[values > otsu(values.double().numpy().ravel())]
         level = float(lit.median()) if lit.numel() else 1.0
         parts.append((values / max(level, 1e-12)).clamp_max(1.0))
-    return Image(reference.grid, parts[0] * 0.5 + parts[1])
+    return Image(reference.grid, (parts[0] * parts[1]).sqrt())
 
 
 # --- the vote ------------------------------------------------------------------------------------------------------------
@@ -221,7 +219,8 @@ def _verdict(masks: Mapping[str, Image], failures: Mapping[str, str], image: Ima
         (one, other): dice(masks[one].mask.cpu(), masks[other].mask.cpu())
         for one, other in itertools.combinations(names, 2)
     }
-    used = _group(names, agreement)
+    likely = tuple(name for name in names if _is_brain_sized(masks[name]))
+    used = _group(likely or names, agreement)
     mask = _vote([masks[name].mask.cpu() for name in used], image)
     passed, reason = _judged(names, used, agreement, mask)
     pairs = {f"{one}–{other}": value for (one, other), value in agreement.items()}
@@ -250,18 +249,26 @@ def _vote(masks: list[Bool[Tensor, "i j k"]], image: Image) -> Image:
 def _judged(
     names: tuple[str, ...], used: tuple[str, ...], agreement: Mapping[tuple[str, str], float], mask: Image
 ) -> tuple[bool, str]:
-    volume = morphology.millilitres(mask.mask.numpy(), mask.grid.voxel_sizes)
-    if not _SMALLEST_ML <= volume <= _LARGEST_ML:
+    volume = _millilitres(mask)
+    if not _is_brain_sized(mask):
         return False, f"{volume:.0f} ml is not the size of a brain ({_SMALLEST_ML:.0f} to {_LARGEST_ML:.0f} ml)"
     if len(names) == 1:
         return True, f"only {names[0]} was asked"
     if len(used) == 1:
         best = max(agreement.values())
-        return False, f"no two methods agree (the best pair overlaps by a Dice of {best:.2f}; at least {AGREE} needed)"
+        return False, f"no two methods agree (the best pair overlaps by a Dice of {best:.2f}; {AGREE} is needed)"
     least = min(agreement[pair] for pair in itertools.combinations(used, 2))
     said = f"{' and '.join(used)} agree (Dice of {least:.2f} or more)"
     left = [name for name in names if name not in used]
     return True, said + (f"; {' and '.join(left)} did not and was left out" if left else "")
+
+
+def _millilitres(mask: Image) -> float:
+    return morphology.millilitres(mask.mask.cpu().numpy(), mask.grid.voxel_sizes)
+
+
+def _is_brain_sized(mask: Image) -> bool:
+    return _SMALLEST_ML <= _millilitres(mask) <= _LARGEST_ML
 
 
 def _mean(values: list[float]) -> float:

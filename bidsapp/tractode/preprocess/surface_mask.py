@@ -224,7 +224,7 @@ def _sphere(level: int) -> tuple[Points, Int[np.ndarray, "f 3"], tuple[np.ndarra
     """An icosahedron divided so many times: points, triangles (outwards), and each point's neighbours with their number."""
     if level == 0:
         g = (1 + 5**0.5) / 2
-        corners = [(0, a, b * g) for a in (1, -1) for b in (1, -1)]
+        corners: list[tuple[float, float, float]] = [(0, a, b * g) for a in (1, -1) for b in (1, -1)]
         corners += [(y, z, x) for x, y, z in corners] + [(z, x, y) for x, y, z in corners]
         points = np.asarray(corners, dtype=float)
         points /= np.linalg.norm(points, axis=1, keepdims=True)
