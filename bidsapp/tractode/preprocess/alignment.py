@@ -90,7 +90,10 @@ class Rounds:
         correlation = torch.ones(n, dtype=torch.float64)
         for number, width in enumerate(rounds):
             self.level = Level(self.scan.grid, self.scan.mask, width, self.settings.points)
-            self.prediction = self._predicted(self._aligned())
+            # Poses that follow the directions smoothly make a series that predicts itself as well as the true one does: only the mean
+            # over directions can tell them.
+            directed = number + 1 == len(rounds)
+            self.prediction = self._predicted(self._aligned(), directed)
             for volume in range(n):
                 correlation[volume] = self._step(volume)
                 progress(number * n + volume + 1, total)
@@ -161,14 +164,14 @@ class Rounds:
         at = index[0] / torch.tensor(self.level.strides).to(index)
         return interpolate.sample(soft, at, outside="nearest")[:, 0] * bright[0], index[0]
 
-    def _predicted(self, aligned: Float[Tensor, "n i j k"]) -> Float[Tensor, "n i j k"]:
+    def _predicted(self, aligned: Float[Tensor, "n i j k"], directed: bool) -> Float[Tensor, "n i j k"]:
         assert self.level is not None
         gtab, brain = self._table(), aligned[:, self.level.brain]
         weighted = ~self.is_b0
         base = brain[self.is_b0].mean(0) if bool(self.is_b0.any()) else brain.mean(0)
         shares = (brain[weighted] / base.clamp_min(0.05 * float(base.quantile(0.9)))).double()
-        process = fitted(gtab[weighted], shares @ shares.mT / shares.shape[1]) if len(shares) > 1 else None
-        return predicted(left_out(gtab, process or Process()), aligned)
+        process = fitted(gtab[weighted], shares @ shares.mT / shares.shape[1]) if len(shares) > 1 else Process()
+        return predicted(left_out(gtab, process if directed else process.undirected()), aligned)
 
     def _table(self) -> GradientTable:
         """The gradients as they lie to the head."""

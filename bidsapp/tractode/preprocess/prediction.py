@@ -4,9 +4,10 @@ J. L. R. Andersson, S. N. Sotiropoulos, *Non-parametric representation and predi
 data using Gaussian processes*, NeuroImage 122:166 (2015), doi:10.1016/j.neuroimage.2015.07.067; leaving one out without fitting again:
 C. E. Rasmussen, C. K. I. Williams, *Gaussian Processes for Machine Learning*, MIT Press 2006, section 5.4.2.
 
-The prediction is one matrix times the series: all voxels share it. Departures: the mean over directions is a second process that depends
-on the b-value alone, and all parameters are found together from the second moments of the brain's voxels; b=0 volumes are predicted by
-the mean of the other b=0 volumes.
+The prediction is one matrix times the series: all voxels share it. Departures: the covariance over directions is a sum of Legendre
+polynomials of even degree, each with a variance of its own, in place of the spherical model, whose kink at equal directions makes it
+predict worse than smooth signals can be; all variances are found together, the most likely ones given the second moments of the brain's
+voxels; b=0 volumes are predicted by the mean of the other b=0 volumes.
 """
 
 from __future__ import annotations
@@ -22,52 +23,80 @@ from torch import Tensor
 
 from tractode.fields.gradients import GradientTable
 
-# Standard deviations of the mean and of the changes with direction, angle (rad) at which directions share nothing, spread of
-# log b, standard deviation of the noise; signals are shares of the b=0 image.
-_START = (0.3, 0.08, 1.2, 0.5, 0.05)
-_LEAST = (0.03, 0.01, 0.4, 0.1, 0.003)
-_MOST = (3.0, 1.0, math.pi / 2, 3.0, 1.0)
+_DEGREES = (0, 2, 4, 6)
 _FLOOR = 100.0  # s/mm²; below it log b would make too much of small differences
+_GROWN = 1000.0  # s/mm²; by about here a degree has grown to its full size
+_LEAST, _MOST = -7.0, 2.0  # of the logarithm of a standard deviation
 
 
 @dataclass(frozen=True)
 class Process:
-    """What a Gaussian process says of two volumes: see `_START` for the units."""
+    """What a Gaussian process says of two volumes; signals are shares of the b=0 image.
 
-    mean: float = _START[0]
-    angular: float = _START[1]
-    angle: float = _START[2]
-    spread: float = _START[3]
-    noise: float = _START[4]
+    Parameters
+    ----------
+    sizes
+        Standard deviations of the parts of degree 0, 2, 4, 6 of the signal of a voxel.
+    spread
+        Over how much of the logarithm of b signals are alike.
+    noise
+        Standard deviation of what no other volume tells of.
+    """
+
+    sizes: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01)
+    spread: float = 0.7
+    noise: float = 0.05
+
+    def undirected(self) -> Process:
+        """The same without what depends on the direction, which is noise then."""
+        apart = math.hypot(self.noise, *self.sizes[1:])
+        return Process((self.sizes[0], *(1e-6 for _ in self.sizes[1:])), self.spread, apart)
 
     def covariance(self, gtab: GradientTable) -> Float[Tensor, "n n"]:
         """Of the noise-free signals of every two volumes."""
-        log_b = gtab.bvals.double().clamp_min(_FLOOR).log()
-        near = torch.exp(-0.5 * ((log_b[:, None] - log_b) / self.spread).square())
-        directions = gtab.bvecs.double()
-        apart = torch.arccos((directions @ directions.mT).abs().clamp(max=1.0)) / self.angle
-        alike = torch.where(apart < 1, 1 - 1.5 * apart + 0.5 * apart**3, 0.0)
-        return near * (self.mean**2 + self.angular**2 * alike)
+        logs = torch.tensor([*self.sizes, self.spread], dtype=torch.float64).log()
+        return torch.einsum("l,lmn->mn", (2 * logs[:-1]).exp(), _parts(gtab)) * _near(gtab, logs[-1])
+
+
+def _parts(gtab: GradientTable) -> Float[Tensor, "l n n"]:
+    """The Legendre polynomial of each degree, for every two volumes; degree l grows as b to the power l/2 at first."""
+    directions, b = gtab.bvecs.double(), gtab.bvals.double() / _GROWN
+    cosine = (directions @ directions.mT).clamp(-1, 1).numpy()
+    parts = []
+    for degree in _DEGREES:
+        size = torch.ones_like(b) if degree == 0 else 1 - torch.exp(-(b ** (degree / 2)))
+        legendre = np.polynomial.legendre.Legendre.basis(degree)(cosine)
+        parts.append(torch.from_numpy(legendre) * size[:, None] * size)
+    return torch.stack(parts)
+
+
+def _near(gtab: GradientTable, log_spread: Float[Tensor, ""]) -> Float[Tensor, "n n"]:
+    log_b = gtab.bvals.double().clamp_min(_FLOOR).log()
+    return torch.exp(-0.5 * ((log_b[:, None] - log_b) / log_spread.exp()).square())
 
 
 def fitted(gtab: GradientTable, moments: Float[Tensor, "n n"]) -> Process:
     """The process that makes the second moments of the voxels (means of products over voxels) most likely; weighted volumes only."""
-    moments = moments.double()
-    # Searched as logarithms; beyond the bounds the cost rises, so that the search comes back.
-    low, high = np.log(_LEAST), np.log(_MOST)
+    moments, parts, one = moments.double(), _parts(gtab), torch.eye(len(moments), dtype=torch.float64)
+    start = Process()
+    first = np.log([*start.sizes, start.noise, start.spread])
+    varied = float(gtab.bvals.max()) > 1.2 * float(gtab.bvals.min().clamp_min(_FLOOR))
 
-    def cost(logs: np.ndarray) -> float:
-        process = Process(*np.exp(np.clip(logs, low, high)).tolist())
-        total = process.covariance(gtab) + process.noise**2 * torch.eye(len(moments), dtype=torch.float64)
-        factor, failed = torch.linalg.cholesky_ex(total)
-        if int(failed):
-            return 1e12
-        explained = torch.cholesky_solve(moments, factor).trace()
-        beyond = np.square(logs - np.clip(logs, low, high)).sum()
-        return float(explained + 2 * factor.diagonal().log().sum()) + float(beyond)
+    def cost(logs: np.ndarray) -> tuple[float, np.ndarray]:
+        leaf = torch.tensor(logs, requires_grad=True)
+        sizes = (2 * leaf[:5]).exp()
+        # One shell alone says nothing of the spread over b.
+        near = _near(gtab, leaf[5]) if varied else 1.0
+        total = torch.einsum("l,lmn->mn", sizes[:4], parts) * near + sizes[4] * one
+        factor = torch.linalg.cholesky(total)
+        value = torch.cholesky_solve(moments, factor).trace() + 2 * factor.diagonal().log().sum()
+        (gradient,) = torch.autograd.grad(value, leaf)
+        return value.item(), gradient.numpy()
 
-    found = minimize(cost, np.log(_START), method="Nelder-Mead", options={"maxfev": 300, "xatol": 0.02, "fatol": 1e-3})
-    return Process(*np.exp(np.clip(found.x, low, high)).tolist())
+    bounds = [(_LEAST, _MOST)] * 4 + [(-6.0, 0.0), (-2.0, 1.5)]
+    found = minimize(cost, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60}).x
+    values = np.exp(found).tolist()
+    return Process(tuple(values[:4]), values[5], values[4])
 
 
 def left_out(gtab: GradientTable, process: Process, present: Bool[Tensor, " n"] | None = None) -> Float[Tensor, "n n"]:
