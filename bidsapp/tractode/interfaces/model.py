@@ -33,6 +33,7 @@ class FitModelInputSpec(StepInputSpec):
     prepared = traits.Dict(mandatory=True, desc="outputs of PrepareDwi")
     model = traits.Str(mandatory=True, desc="a name in MODELS")
     reason = traits.Str("", usedefault=True, desc="why this model was taken, for the report")
+    left_out = traits.Dict({}, usedefault=True, desc="other models that were wished for: why they were not taken")
     uncertainty = traits.Enum("none", "laplace", "bootstrap", usedefault=True)
     responses = traits.List(traits.Str, [], usedefault=True, desc="response files instead of the scan's own")
 
@@ -72,8 +73,9 @@ class FitModel(Step):
         if method != "none":
             self._write_spread(writer, kind, spread, facts, method)
         writer.facts.update(
-            model=self.inputs.model, label=kind.label, citation=kind.citation, fit=facts, reason=self.inputs.reason
-        )
+            model=self.inputs.model, label=kind.label, citation=kind.citation, fit=facts,
+            reason=self.inputs.reason, left_out=dict(self.inputs.left_out),
+        )  # fmt: skip
         inside = Image(mask.grid, mask.mask[None])
         figures = figures_models.figures(kind, maps.image, inside, run.name)
         if method != "none":

@@ -60,7 +60,7 @@ def figures(kind: type[SignalModel], image_of: Callable[[str], Image], mask: Ima
         background = next((name for name in ("afd", "gfa", "qa", "s0") if name in params), None)
         shown += figures_glyphs.fod_glyphs(
             ShField(image.grid, image.values, order_of(len(image.values))),
-            mask if background is None else image_of(background), mask, run=run, section=section,
+            Image(image.grid, image.values[:1]) if background is None else image_of(background), mask, run=run, section=section,
             desc="fod" if kind.label == "csd" else f"{kind.label}{harmonics}",
         )  # fmt: skip
     return shown

@@ -15,6 +15,7 @@ from tractode.workflows.recipe import Wanted, wishes
 
 #: Whose orientations are followed where several models yield some.
 PREFERRED = ("msmt_csd", "csd")
+_NOT_ASKED = "not asked for"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Choice:
         able = [name for name in self.models if issubclass(MODELS[name], OrientationModel)]
         return next((name for name in (*PREFERRED, *able) if name in able), None)
 
+    @property
+    def passed_over(self) -> dict[str, str]:
+        """What was wished for and is not fitted, with the reason."""
+        others = {name: why for name, why in self.reasons.items() if name not in self.models}
+        return {name: why for name, why in others.items() if not why.startswith(_NOT_ASKED)}
+
     def follows(self, method: str) -> bool:
         """Whether a method of tracking finds the field that it follows among these models."""
         return "dti" in self.models if method == "tensordet" else self.orientations is not None
@@ -72,7 +79,7 @@ def choose(entries: Sequence[str], gtab: GradientTable | None) -> Choice:
             # The least demanding one says what the data lack.
             chosen.setdefault(wish.names[-1], False)
     for name in MODELS:
-        reasons.setdefault(name, f"not asked for; {_ability(why_not[name])}")
+        reasons.setdefault(name, f"{_NOT_ASKED}; {_ability(why_not[name])}")
     for name, is_able in chosen.items():
         if not is_able:
             reasons[name] = f"refused: {why_not[name]}"

@@ -59,11 +59,12 @@ def model_nodes(
 ) -> Fits:
     """A node for every model that the run's data support and that was asked for."""
     choice = choice_of(run, settings)
-    nodes = {}
+    nodes: dict[str, pe.Node] = {}
     for name in choice.models:
         kind = MODELS[name]
         step = FitModel(
             run=run, model=name, reason=choice.reasons[name], uncertainty=settings.uncertainty,
+            left_out={} if nodes else choice.passed_over,
             responses=response_files(settings, kind.label) if hasattr(kind, "with_responses") else [],
         )  # fmt: skip
         memory = fit_memory_gb(choice.shape, kind, settings.uncertainty) if choice.shape else _MEMORY_GB

@@ -1,0 +1,170 @@
+"""Fitting in the app: maps by blocks, given responses, several tissues, uncertainty, and a group's responses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tractode.bids.manifest import Ledger
+from tractode.bids.query import DwiRun
+from tractode.contracts import table_of_shells
+from tractode.errors import InputDataError, MissingInputError
+from tractode.fields import Image, ImageGrid
+from tractode.interfaces import fitting
+from tractode.interfaces.model import FitModel
+from tractode.interfaces.step import Job
+from tractode.io.gradients import write_gradients
+from tractode.io.nifti import read_image, write_image
+from tractode.io.response import load_response, save_response
+from tractode.models import MODELS
+from tractode.models.tissue_response import tensor_responses
+from tractode.settings import Settings
+from tractode.workflows.group_responses import average_responses, group_file, response_files
+
+SHAPE = (6, 5, 4)
+BVALS = (1000.0, 2500.0)
+PREFIX = "sub-01_dir-AP"
+
+
+def mask() -> torch.Tensor:
+    inside = torch.zeros(SHAPE, dtype=torch.bool)
+    inside[1:5, 1:4, :3] = True
+    return inside
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, oblique_affine: torch.Tensor) -> dict[str, str]:
+    """What `PrepareDwi` would have left of a scan with two shells, of tissues in known shares."""
+    grid = ImageGrid(SHAPE, oblique_affine, "sub-01_dwi")
+    gtab = table_of_shells(BVALS, 30)
+    model = MODELS["msmt_csd"].with_responses(tensor_responses((0.0, *BVALS), 300.0), gtab)
+    n = int(mask().sum())
+    generator = torch.Generator().manual_seed(0)
+    clean = model.predict(model.example(0, n), gtab)
+    noisy = clean + torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
+    signal = torch.zeros(len(gtab), *SHAPE)
+    signal[:, mask()] = noisy.clamp(min=0).mT.float()
+    found = {role: str(tmp_path / name) for role, name in (("dwi", "s.nii.gz"), ("bval", "s.bval"), ("bvec", "s.bvec"))}
+    found["mask"] = str(tmp_path / "mask.nii.gz")
+    write_image(Path(found["dwi"]), Image(grid, signal))
+    write_image(Path(found["mask"]), Image(grid, mask()[None]))
+    write_gradients(gtab, oblique_affine, Path(found["bval"]), Path(found["bvec"]))
+    return found
+
+
+@pytest.fixture
+def responses(tmp_path: Path) -> list[str]:
+    """Files of the three tissues."""
+    paths = []
+    for response in tensor_responses((0.0, *BVALS), 300.0):
+        paths.append(str(tmp_path / f"{response.tissue}.txt"))
+        save_response(response, paths[-1])
+    return paths
+
+
+def fit(prepared: dict[str, str], out: Path, model: str, monkeypatch: pytest.MonkeyPatch, **options) -> FitModel:
+    monkeypatch.chdir(out.parent)
+    job = Job(out.parent, out, "01", "run", "cpu", 0, 1, False)
+    files = [Path(prepared[role]) for role in ("dwi", "bval", "bvec")]
+    run = DwiRun(*files, {}, {"sub": "01", "dir": "AP"}, None, PREFIX)
+    return FitModel(job=job, step=f"{PREFIX}_fit-{model}", run=run, prepared=prepared, model=model, **options)
+
+
+def test_several_tissues_with_given_responses(
+    prepared: dict[str, str], responses: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = fit(prepared, tmp_path / "out", "msmt_csd", monkeypatch, responses=responses, reason="asked for")
+    result = step.run().outputs
+    assert result.outputs["fod"] == result.outputs["wm"], "what follows orientations finds them by one name"
+    assert result.outputs["fod-sidecar"] == result.outputs["wm-sidecar"]
+    assert Path(result.outputs["response-gm"]).name == f"{PREFIX}_model-msmtcsd_desc-gm_response.txt"
+    assert "own_responses" not in result.facts
+    fod, _ = read_image(Path(result.outputs["fod"]), "x")
+    assert fod.values.shape == (45, *SHAPE)
+    assert not bool(fod.values[:, ~mask()].any())
+    gtab = table_of_shells(BVALS, 30)
+    model = MODELS["msmt_csd"].with_responses(
+        [load_response(p, t) for p, t in zip(responses, ("wm", "gm", "csf"), strict=True)], gtab
+    )
+    scan, _ = read_image(Path(prepared["dwi"]), "x")
+    params = model.fit(scan.values[:, mask()].mT, gtab)
+    torch.testing.assert_close(fod.values[:, mask()].mT, params[:, :45], rtol=1e-3, atol=1e-4)
+    content = json.loads(Path(result.outputs["fod-sidecar"]).read_text())
+    assert len(content["ResponseFunction"]["Coefficients"]) == 1 + len(BVALS)
+    assert content["Model"]["Parameters"]["Tissues"] == ["wm", "gm", "csf"]
+    csf = json.loads(Path(result.outputs["csf-sidecar"]).read_text())
+    assert csf["ResponseFunction"]["Coefficients"] != content["ResponseFunction"]["Coefficients"]
+    figures = [Path(path).name for path in result.facts["reportlets"]]
+    assert any("tissues" in name for name in figures)
+
+
+def test_responses_of_another_protocol_are_refused(
+    prepared: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = []
+    for response in tensor_responses((0.0, 700.0), 300.0):
+        paths.append(str(tmp_path / f"{response.tissue}.txt"))
+        save_response(response, paths[-1])
+    with pytest.raises(InputDataError, match="not for b"):
+        fit(prepared, tmp_path / "out", "msmt_csd", monkeypatch, responses=paths).run()
+
+
+def test_blocks_are_of_no_consequence(
+    prepared: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(prepared, tmp_path / "a", "dti", monkeypatch).run().outputs.outputs
+    monkeypatch.setattr(fitting, "SLAB", 7)
+    parts = fit(prepared, tmp_path / "b", "dti", monkeypatch).run().outputs.outputs
+    for spec in MODELS["dti"].maps:
+        assert Path(whole[spec.param]).read_bytes() == Path(parts[spec.param]).read_bytes(), spec.param
+
+
+def test_the_spread_of_every_map_is_written(
+    prepared: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = fit(prepared, tmp_path / "out", "dti", monkeypatch, uncertainty="laplace").run().outputs
+    for name in ("fa", "md", "direction"):
+        path = Path(result.outputs[f"{name}-sd"])
+        assert path.name == f"{PREFIX}_model-tensor_param-{name}_desc-sd_dwimap.nii.gz"
+        values = read_image(path, "x")[0].values[0]
+        assert bool((values[mask()] > 0).all())
+        assert not bool(values[~mask()].any())
+        content = json.loads(Path(result.outputs[f"{name}-sd-sidecar"]).read_text())
+        assert content["Model"]["Parameters"]["UncertaintyMethod"] == "laplace"
+    assert float(read_image(Path(result.outputs["fa-sd"]), "x")[0].values[0][mask()].median()) < 0.1
+
+
+def test_a_model_that_the_data_cannot_support_is_refused(
+    prepared: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(prepared["bval"]).write_text(" ".join(["0" if i % 16 == 0 else "1000" for i in range(64)]))
+    with pytest.raises(InputDataError, match="cannot be fitted"):
+        fit(prepared, tmp_path / "out", "dki", monkeypatch).run()
+
+
+def test_the_group_averages_what_participants_estimated_and_hands_it_out(tmp_path: Path) -> None:
+    for label, size, own in (("01", 100.0, True), ("02", 300.0, True), ("03", 999.0, False)):
+        ledger = Ledger(tmp_path, label, "run")
+        ledger.promise([{"step": "fit", "run": f"sub-{label}"}])
+        with ledger.writing("fit", [], {}) as writer:
+            for response in tensor_responses((0.0, *BVALS), size):
+                relative = Path(f"sub-{label}/dwi/sub-{label}_desc-{response.tissue}_response.txt")
+                writer.write(f"response-{response.tissue}", relative, lambda path, r=response: save_response(r, path))
+                if own:
+                    writer.facts.setdefault("own_responses", []).append(f"response-{response.tissue}")
+            writer.facts["label"] = "msmtcsd"
+    settings = Settings(tmp_path / "in", tmp_path, response_group=True)
+    with pytest.raises(MissingInputError, match="no average response"):
+        response_files(settings, "msmtcsd")
+    written, notes = average_responses(tmp_path, [Ledger(tmp_path, label) for label in ("01", "02", "03")])
+    assert (len(written), notes) == (3, [])
+    mean = load_response(group_file(tmp_path, "msmtcsd", "wm"), "wm")
+    # As `responsemean`: each scaled to the geometric mean of the sizes, 100 and 300.
+    expected = tensor_responses((0.0, *BVALS), 30000.0**0.5)[0]
+    torch.testing.assert_close(mean.coefficients, expected.coefficients, rtol=1e-6, atol=1e-6)
+    assert [Path(path).name for path in response_files(settings, "msmtcsd")] == [
+        f"group_model-msmtcsd_desc-{tissue}_response.txt" for tissue in ("wm", "gm", "csf")
+    ]
