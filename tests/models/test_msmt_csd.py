@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import nnls
 
 from tractode.contracts import table_of_shells
 from tractode.errors import InputDataError
@@ -51,8 +52,10 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.reference
 @pytest.mark.skipif(shutil.which("dwi2fod") is None, reason="MRtrix3 is not installed")
-@pytest.mark.parametrize("shells", [SHELLS, (2500.0,)])
-def test_fods_and_shares_are_those_of_mrtrix(tmp_path: Path, oblique_affine: torch.Tensor, shells: tuple) -> None:
+@pytest.mark.parametrize(("shells", "same_axes"), [(SHELLS, False), (SHELLS, True), ((2500.0,), False)])
+def test_fods_and_shares_are_those_of_mrtrix(
+    tmp_path: Path, oblique_affine: torch.Tensor, shells: tuple, same_axes: bool
+) -> None:
     gtab = table_of_shells(shells, 64)
     n_tissues = 3 if len(shells) > 1 else 2
     signal = voxels(gtab, 60, snr=30, tissues=n_tissues)[0].float()
@@ -68,6 +71,10 @@ def test_fods_and_shares_are_those_of_mrtrix(tmp_path: Path, oblique_affine: tor
         pairs += [str(tmp_path / f"{response.tissue}.txt"), str(tmp_path / f"{response.tissue}.nii")]
     orders = ",".join(["8"] + ["0"] * (n_tissues - 1))
     command = ["dwi2fod", "-quiet", "msmt_csd", "-nthreads", "0", "-lmax", orders, "-grad", str(tmp_path / "grad.b")]
+    if same_axes:
+        x, y, z = sphere.directions(300).unbind(-1)
+        np.savetxt(tmp_path / "hr.txt", torch.stack([torch.atan2(y, x), torch.acos(z)], -1).numpy(), fmt="%.15g")
+        command += ["-directions", str(tmp_path / "hr.txt")]
     subprocess.run([*command, str(tmp_path / "dwi.nii"), *pairs], check=True)
 
     def theirs(tissue: str) -> torch.Tensor:
@@ -75,8 +82,9 @@ def test_fods_and_shares_are_those_of_mrtrix(tmp_path: Path, oblique_affine: tor
 
     ours = model.fit(signal.double(), gtab)
     present = ours[:, 0] * math.sqrt(4 * math.pi) > 0.3
-    # Their 300 axes are others than ours.
-    assert float(correlation(ours[:, :45], theirs("wm"))[present].min()) > 0.999
+    # Their own 300 axes are others than ours.
+    assert float(correlation(ours[:, :45], theirs("wm"))[present].min()) > (1 - 1e-9 if same_axes else 0.997)
+    assert float(correlation(ours[:, :45], theirs("wm"))[present].median()) > 0.999
     maps = model.to_maps(ours)
     total = sum(theirs(response.tissue)[:, :1] for response in model.responses)
     for response in model.responses:
@@ -89,26 +97,32 @@ def test_the_answer_meets_the_conditions_of_a_least_point() -> None:
     model = MSMTCSD()
     problem = NonNegative(model.forward(gtab), 8)
     signal = voxels(gtab, 24, snr=20)[0]
-    point, ratios = problem.solved(signal, keep=True)
-    assert ratios is not None
+    point, held = problem.solved(signal, keep=True)
+    assert held is not None
+    scale = float(point.abs().max())
     slack = point @ problem.constraint.mT
-    scale = point.abs().max()
-    assert float(slack.min()) > -1e-9 * float(scale)
-    duals = ratios.double() * slack
+    assert float(slack.min()) > -1e-6 * scale
     slope = point @ problem.quadratic - signal @ problem.forward / problem.size
-    assert float((slope - duals @ problem.constraint).abs().max()) < 1e-6 * float(slope.abs().max())
-    assert float((duals * slack).abs().max()) < 1e-9
-    assert bool((slack < 1e-6).any())
+    for row, amounts, those in zip(slope, slack, held.bool(), strict=True):
+        # The slope is a sum, with weights at or above 0, of the constraints that are met with nothing to spare.
+        near = amounts < 1e-5 * scale
+        assert bool(near[those].all())
+        _, rest = nnls(problem.constraint[near].mT.numpy(), row.numpy(), maxiter=10000)
+        assert rest < 1e-5 * float(slope.abs().max())
 
 
-def test_tissues_are_found_in_their_shares() -> None:
+def test_tissues_are_found_in_their_shares_in_spite_of_noise() -> None:
     gtab = table_of_shells(SHELLS, 60)
-    signal, shares = voxels(gtab, 200, snr=1e4)
     model = MSMTCSD.with_responses(tensor_responses([0.0, *SHELLS]), gtab)
-    maps = model.to_maps(model.fit(signal, gtab))
-    found = torch.cat([maps[f"{tissue}vf"] for tissue in ("wm", "gm", "csf")], -1)
-    assert float((found - shares).abs().max()) < 0.03
-    assert float((found - shares).abs().mean()) < 3e-3
+    truth = model.example(3, 200)
+    generator = torch.Generator().manual_seed(1)
+    signal = model.predict(truth, gtab)
+    signal = signal + torch.randn(signal.shape, generator=generator, dtype=torch.float64) / 50
+    found, expected = model.to_maps(model.fit(signal, gtab)), model.to_maps(truth)
+    for name in ("wmvf", "gmvf", "csfvf"):
+        error = found[name] - expected[name]
+        assert float(error.mean().abs()) < 0.03  # what is held at or above 0 is biased by noise
+        assert float(error.abs().max()) < 0.15
 
 
 def test_the_derivative_is_that_of_finite_differences() -> None:
@@ -165,7 +179,5 @@ def test_peaks_point_along_the_fibre() -> None:
 
 
 def test_responses_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ValueError, match="row"):
-        TissueResponse("wm", torch.zeros(2).double(), torch.ones(3, 2).double())
     with pytest.raises(ValueError, match="above 0"):
         TissueResponse("wm", torch.zeros(1).double(), -torch.ones(1, 2).double())

@@ -124,18 +124,17 @@ class Deconvolution:
         """Coefficients by the compiled rounds, which leave their active sets in ``active``."""
         from tractode.models.kernels.active_set import settle  # numba takes part of a second to import
 
-        out = torch.empty_like(target)
-        parts = [
-            [x.numpy() for x in part] for part in zip(*(x.split(_TASK) for x in (target, active, out)), strict=True)
-        ]
+        out, rounds = torch.empty_like(target), torch.empty(len(target), dtype=torch.int32)
+        every = (target, active, out, rounds)
+        parts = [[x.numpy() for x in part] for part in zip(*(x.split(_TASK) for x in every), strict=True)]
         n_threads = min(torch.get_num_threads(), len(parts))
         if n_threads < 2:
-            for one, two, three in parts:
-                settle(one, two, *self.tables, three)
+            for one, two, *results in parts:
+                settle(one, two, *self.tables, *results)
             return out
         tables = self.tables
         with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(lambda part: settle(part[0], part[1], *tables, part[2]), parts))
+            list(pool.map(lambda part: settle(part[0], part[1], *tables, *part[2:]), parts))
         return out
 
     def negative_at_start(self, signal: Float[Tensor, "t m"]) -> Bool[Tensor, "t h"]:

@@ -1,12 +1,13 @@
 """Least squares under the constraint that some amplitudes are not negative: the problem behind multi-tissue deconvolution.
 
 ``min |Mx − s|² + λ|x|²`` under ``Hx ≥ 0``, with M and H shared by all voxels: Mehrotra's primal–dual interior point method
-(SIAM J Optim 1992, doi:10.1137/0802028), compiled for CPUs (`tractode.models.kernels.interior_point`), in float64.
-Departures: see there. Elsewhere than on a CPU the voxels are brought there.
+(SIAM J Optim 1992, doi:10.1137/0802028), compiled for CPUs (`tractode.models.kernels.interior_point`), in float64. It
+comes so near that the set A of constraints that hold x can be told; the rounds of `tractode.models.deconvolution`
+with a stiff penalty settle A and give x without the method's barrier. Where they do not settle, the method's own point
+is given. Departures: see there. Voxels that are not on a CPU are brought there.
 
-Derivative: near the end the point met is that of the problem with a barrier of a tiny, fixed height, for which
-``∂x/∂s = (P + Hᵀ diag(z/s) H)⁻¹ Mᵀ`` is exact (implicit differentiation; of each voxel only ``z/s`` is kept, in single
-precision). Where the set of constraints that hold x is about to change the derivative has a kink, rounded by the barrier.
+Derivative: with A held, ``∂x/∂s = (P + ρ Σ_A hᵀh)⁻¹ Mᵀ``, ρ large, is that of the constrained problem (implicit differentiation: no
+iteration is unrolled, one byte a voxel and constraint is kept). Where A is about to change it has a kink; one side's is given.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from tractode.ops import sh_products, sphere
 from tractode.ops import spherical_harmonics as sh
 
 N_CONSTRAINTS = 300
-_TOLERANCE = 1e-14  # of the duality gap of each constraint, for targets scaled to 1
+_TOLERANCE = 1e-13  # of the duality gap of each constraint, for targets scaled to 1
 _MOST = 60
+_STIFFNESS = 1e5  # ρ, P being scaled to 1
+_MOST_ROUNDS = 20
 _TASK = 512  # voxels that one thread takes at a time
 _TILE = 512  # of the derivative: 1128 numbers of a system, and 302 × 1128 products
 
@@ -83,30 +86,48 @@ class NonNegative:
         return (*arrays, _TOLERANCE, _MOST)
 
     @cached_property
+    def penalty(self) -> tuple[Any, ...]:
+        """What the rounds that find A need."""
+        system, _, first, which, weights, harmonics, n_harmonics, columns = self.tables[:8]
+        return system, first, which, weights, _STIFFNESS * harmonics, n_harmonics, columns, _MOST_ROUNDS
+
+    @cached_property
     def projection(self) -> tuple[Any, int]:
         """Mᵀ over the size, by its columns."""
         return _wide(self.forward / self.size, 8).ravel().numpy(), self.forward.shape[1]
 
-    def solved(self, signal: Float[Tensor, "v m"], keep: bool = False) -> tuple[Tensor, Float[Tensor, "v h"] | None]:
-        """The least points in float64, and the ``z/s`` (float32) that the derivative needs if they shall be kept."""
-        from tractode.models.kernels.interior_point import descend  # numba takes part of a second to import
+    def solved(
+        self, signal: Float[Tensor, "v m"], keep: bool = False
+    ) -> tuple[Float[Tensor, "v p"], UInt8[Tensor, "v h"] | None]:
+        """The least points in float64, and 1 for every constraint that holds one if the derivative will need them."""
+        from tractode.models.kernels.active_set import settle  # numba takes part of a second to import
+        from tractode.models.kernels.interior_point import descend
         from tractode.models.kernels.rows import multiply
 
         rows = signal.detach().cpu().contiguous().numpy()
         out = torch.empty(len(rows), self.forward.shape[1], dtype=torch.float64)
-        ratios = torch.empty(len(rows) if keep else 0, len(self.constraint), dtype=torch.float32)
+        held = torch.empty(len(rows) if keep else 0, len(self.constraint), dtype=torch.uint8)
         tables, (columns, p) = self.tables, self.projection
+        penalty = self.penalty
 
         def task(begin: int) -> None:
             part = slice(begin, begin + _TASK)
             target = torch.empty(len(rows[part]), p, dtype=torch.float64).numpy()
             multiply(rows[part], columns, target)
-            descend(target, *tables, out[part].numpy(), ratios[part].numpy())
+            ratios = torch.empty(len(target), len(self.constraint), dtype=torch.float64).numpy()
+            rough, exact = torch.empty(len(target), p, dtype=torch.float64).numpy(), out[part].numpy()
+            descend(target, *tables, rough, ratios)
+            those, rounds = (ratios > 1).view("uint8"), torch.empty(len(target), dtype=torch.int32).numpy()
+            settle(target, those, *penalty, exact, rounds)
+            unsettled = rounds == _MOST_ROUNDS
+            exact[unsettled] = rough[unsettled]
+            if keep:
+                held[part] = torch.from_numpy(those)
 
         begins = range(0, len(rows), _TASK)
         with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(begins)))) as pool:
             list(pool.map(task, begins))
-        return out, ratios if keep else None
+        return out, held if keep else None
 
     def __call__(self, signal: Float[Tensor, "v m"]) -> Float[Tensor, "v p"]:
         """The least points; dtype and device follow the signal."""
@@ -118,24 +139,24 @@ class _Held(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, signal: Float[Tensor, "v m"], problem: NonNegative) -> Float[Tensor, "v p"]:  # type: ignore[override]
-        point, ratios = problem.solved(signal, keep=ctx.needs_input_grad[0])
-        if ratios is not None:
-            ctx.save_for_backward(ratios)
+        point, held = problem.solved(signal, keep=ctx.needs_input_grad[0])
+        if held is not None:
+            ctx.save_for_backward(held)
         ctx.problem = problem
         return point.to(signal)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Float[Tensor, "v p"]) -> tuple[Float[Tensor, "v m"], None]:  # type: ignore[override]
-        (ratios,) = ctx.saved_tensors
+        (held,) = ctx.saved_tensors
         problem: NonNegative = ctx.problem
         lower = torch.tril_indices(*problem.quadratic.shape)
-        products = problem.constraint[:, lower[0]] * problem.constraint[:, lower[1]]
+        products = _STIFFNESS * problem.constraint[:, lower[0]] * problem.constraint[:, lower[1]]
         back = problem.forward.mT / problem.size
         parts = []
-        for ratio, slope in zip(ratios.split(_TILE), grad.cpu().double().split(_TILE), strict=True):
+        for those, slope in zip(held.split(_TILE), grad.cpu().double().split(_TILE), strict=True):
             system = slope.new_zeros(len(slope), *problem.quadratic.shape)
-            system[:, lower[0], lower[1]] = problem.quadratic[lower[0], lower[1]] + ratio.double() @ products
+            system[:, lower[0], lower[1]] = problem.quadratic[lower[0], lower[1]] + those.double() @ products
             factor = torch.linalg.cholesky(system)
             parts.append(torch.cholesky_solve(slope[..., None], factor)[..., 0] @ back)
         return torch.cat(parts).to(grad), None

@@ -67,8 +67,9 @@ def settle(  # noqa: PLR0912, PLR0915
     columns: Any,
     most: int,
     out: Any,
-) -> int:
-    """Active sets (voxels × directions, 1 or 0) in their place, and the solutions in ``out``; how many systems were solved.
+    rounds: Any,
+) -> None:
+    """Active sets (voxels × directions, 1 or 0) in their place, the solutions in ``out``, and after how many ``rounds`` (at most ``most``).
 
     ``normal``, ``first``, ``which``, ``weights`` make a packed system of the sums (`lane_algebra.gather`), whose size is a
     multiple of 4; ``harmonics`` has a row of ``n_harmonics`` numbers for every direction; ``columns`` makes amplitudes.
@@ -83,7 +84,7 @@ def settle(  # noqa: PLR0912, PLR0915
     system, amplitudes = workspace(len(normal) * w, targets), workspace(n_rows * w, targets)
     bits, rows = np.zeros(n_directions, np.int64), np.zeros(n_directions, np.int64)
     voxel, age = np.full(w, -1), np.zeros(w, np.int64)
-    following, busy, n_solved = 0, 0, 0
+    following, busy = 0, 0
     while True:
         for place in range(w):
             if busy >> place & 1 or following == n_voxels:
@@ -101,14 +102,13 @@ def settle(  # noqa: PLR0912, PLR0915
             _sum(sums, place * n_harmonics, harmonics, rows, held, n_harmonics, w)
             following += 1
         if not busy:
-            return n_solved
+            return
         move_into_lanes(sums, in_lanes, n_harmonics, w)
         gather(normal, first, which, weights, in_lanes, system, w)
         factorise(system, size, w)
         x[:] = target
         solve(system, x, size, w)
         times(columns, x, amplitudes, n_rows, n, w)
-        n_solved += 1
         free = 0
         for place in range(w):
             age[place] += 1
@@ -131,6 +131,7 @@ def settle(  # noqa: PLR0912, PLR0915
         busy &= moved
         while done:
             place = lowest(done)
+            rounds[voxel[place]] = age[place]
             for k in range(n):
                 out[voxel[place], k] = x[k * w + place]
             for d in range(n_directions):
