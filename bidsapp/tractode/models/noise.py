@@ -6,7 +6,9 @@ bootstrap*, NeuroImage 2008, doi:10.1016/j.neuroimage.2007.06.021, each divided 
 serve every model, since a model's own residuals also hold what the model cannot explain. Only where shells are too
 small (or there are none) are a model's own residuals taken, with the leverages of its fit estimated by random signs,
 Hutchinson, Commun. Stat. Simul. Comput. 1990, doi:10.1080/03610919008812866. Magnitudes near the noise floor vary less:
-the level is that of the channels, by `tractode.ops.rician`.
+the level is that of the channels, by `tractode.ops.rician`. The signal that noise is added to is the model's, or, as far as
+that is refuted, the smooth one (James & Stein, *Estimation with quadratic loss*, Proc. 4th Berkeley Symp. 1961): what a
+model makes of a signal that it cannot explain is then imitated, too.
 """
 
 from __future__ import annotations
@@ -38,14 +40,13 @@ _PROBES = 4
 class Noise:
     """Noise of a scan's voxels, one column a volume where there are several.
 
-    ``sigma`` is that of one channel, in signal units; ``magnitude`` the mean that the fit expects: ``scale`` times its
-    prediction; ``spread`` the standard deviation of each measured magnitude. ``residuals`` have mean 0 and variance 1 over
+    ``sigma`` is that of one channel, in signal units; ``magnitude`` the expected mean: that of the model's
+    signals, or of the smooth ones where the model does not explain them; ``spread`` the standard deviation of each measured magnitude. ``residuals`` have mean 0 and variance 1 over
     the volumes that ``is_drawn`` names; ``freedom`` is the number of degrees of freedom that sigma rests on.
     """
 
     sigma: Float[Tensor, "v 1"]
     freedom: Float[Tensor, "v 1"]
-    scale: Float[Tensor, "v 1"]
     magnitude: Float[Tensor, "v n"]
     spread: Float[Tensor, "v n"]
     residuals: Float[Tensor, "v n"]
@@ -95,11 +96,10 @@ def noise_of(
         raise InputDataError(
             reason, id="E-UNCERTAINTY-TABLE", needed="more volumes, or shells of at least 8 directions"
         )
-    scale = _scale(model, signal, gtab, params)
-    magnitude = scale * model.predict(params, gtab).clamp(min=0)
+    predicted = _predicted(model, signal, gtab, params)
     smoother = _smoother(gtab)
     if smoother is None:
-        smooth, left = magnitude, 1 - _leverages(model, signal, gtab)
+        smooth, left = predicted, 1 - _leverages(model, signal, gtab)
     else:
         smooth, left = signal @ smoother.to(signal).mT, 1 - smoother.diagonal().to(signal).expand_as(signal)
     known = sigma is not None
@@ -113,28 +113,44 @@ def noise_of(
     centre, scale = pool.mean(-1, keepdim=True), pool.std(-1, keepdim=True, correction=0)
     residuals = (residuals - centre) / scale.clamp(min=torch.finfo(signal.dtype).tiny)
     freedom = left.clamp(min=0).sum(-1, keepdim=True) if not known else torch.full_like(sigma, torch.inf)
-    return Noise(sigma, freedom, scale, magnitude, _spread(magnitude, sigma, has_floor), residuals, kept, has_floor)
+    magnitude = _between(predicted, smooth, sigma, 1 - left, params.shape[-1])
+    return Noise(sigma, freedom, magnitude, _spread(magnitude, sigma, has_floor), residuals, kept, has_floor)
 
 
 def without_floor(
     model: SignalModel, params: Float[Tensor, "v p"], gtab: GradientTable, noise: Noise, steps: int = FLOOR_STEPS
 ) -> Float[Tensor, "v p"]:
-    """Parameters of the signal that the fit ``params`` expects, less its noise floor (see `rician.amplitude`)."""
+    """Parameters of the expected signal less its noise floor (see `rician.amplitude`); ``params`` where it has none."""
     if not noise.has_floor:
         return params
     return model.fit(noise.sigma * rician.amplitude(noise.magnitude / noise.sigma, steps), gtab)
 
 
-def _scale(
+def _predicted(
     model: SignalModel, signal: Float[Tensor, "v n"], gtab: GradientTable, params: Float[Tensor, "v p"]
-) -> Float[Tensor, "v 1"]:
-    """What brings the predictions of a model whose parameters hold no scale to the measured signals; 1 for others."""
+) -> Float[Tensor, "v n"]:
+    """The fit's signals; those of a model whose parameters hold no scale are brought to that of the measured ones."""
     predicted = model.predict(params, gtab).clamp(min=0)
     weighted = ~gtab.is_b0.to(signal.device)
     above = (predicted * signal)[:, weighted].sum(-1, keepdim=True)
     below = predicted.square()[:, weighted].sum(-1, keepdim=True)
-    found = above / below.clamp(min=torch.finfo(signal.dtype).tiny)
-    return torch.where((above > 0) & (below > 0), found, torch.ones_like(found))
+    scale = above / below.clamp(min=torch.finfo(signal.dtype).tiny)
+    return predicted * torch.where((above > 0) & (below > 0), scale, torch.ones_like(scale))
+
+
+def _between(
+    predicted: Float[Tensor, "v n"],
+    smooth: Float[Tensor, "v n"],
+    sigma: Float[Tensor, "v 1"],
+    leverage: Float[Tensor, "v n"],
+    n_params: int,
+) -> Float[Tensor, "v n"]:
+    """The model's signals, drawn towards the smooth ones as far as they differ by more than noise (James and Stein's share)."""
+    n_smooth = leverage.sum(-1, keepdim=True)
+    chance = sigma.square() * (n_smooth - (n_smooth / 2).clamp(max=n_params))
+    apart = (smooth - predicted).square().sum(-1, keepdim=True)
+    share = (1 - chance / apart.clamp(min=torch.finfo(apart.dtype).tiny)).clamp(min=0)
+    return (predicted + share * (smooth - predicted)).clamp(min=0)
 
 
 def _level(
