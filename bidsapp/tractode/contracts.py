@@ -27,7 +27,8 @@ class MapSpec:
 
     ``components`` is ``scalar``, ``tensor`` (rank 2, order xx xy xz yy yz zz), ``sh``, ``unit3vector`` or ``dec``.
     ``invariant`` says whether the values stay the same when the head turns; ``is_norm`` that the map is 0 where something
-    of several dimensions vanishes (an anisotropy), so that noise can only add to it.
+    of several dimensions vanishes (an anisotropy), so that noise can only add to it; ``of_part`` that it is of one
+    compartment, so that it does not read the diffusivity of the whole voxel.
     """
 
     param: str
@@ -36,6 +37,7 @@ class MapSpec:
     components: str = "scalar"
     invariant: bool = True
     is_norm: bool = False
+    of_part: bool = False
 
 
 def table_of_shells(bvals: Iterable[float], n: int) -> GradientTable:

@@ -7,6 +7,9 @@ MODELS = Registry(
     {
         "dti": "tractode.models.dti:DTI",
         "dki": "tractode.models.dki:DKI",
+        "wmti": "tractode.models.wmti:WMTI",
+        "msdki": "tractode.models.msdki:MSDKI",
+        "fwdti": "tractode.models.free_water:FreeWaterDTI",
         "csd": "tractode.models.csd:CSD",
         "msmt_csd": "tractode.models.msmt_csd:MSMTCSD",
         "csa": "tractode.models.csa:CSA",

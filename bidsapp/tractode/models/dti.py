@@ -27,7 +27,7 @@ _TILE = 512
 
 TENSOR_MAPS = (
     MapSpec("diffusivity", "Diffusion tensor", "mm^2/s", components="tensor", invariant=False),
-    MapSpec("fa", "Fractional anisotropy", "arbitrary"),
+    MapSpec("fa", "Fractional anisotropy", "arbitrary", is_norm=True),
     MapSpec("md", "Mean diffusivity", "mm^2/s"),
     MapSpec("ad", "Axial diffusivity", "mm^2/s"),
     MapSpec("rd", "Radial diffusivity", "mm^2/s"),
