@@ -55,9 +55,27 @@ class BallAndSticks(SignalModel):
         MapSpec("stick1vf", "Fraction of the first stick", "arbitrary"),
         MapSpec("stick2vf", "Fraction of the second stick (0: there is none)", "arbitrary"),
         MapSpec("stick3vf", "Fraction of the third stick (0: there is none)", "arbitrary"),
-        MapSpec("direction1", "Direction of the first stick", "arbitrary", components="unit3vector", invariant=False),
-        MapSpec("direction2", "Direction of the second stick", "arbitrary", components="unit3vector", invariant=False),
-        MapSpec("direction3", "Direction of the third stick", "arbitrary", components="unit3vector", invariant=False),
+        MapSpec(
+            "direction1",
+            "Direction of the first stick (0: there is none)",
+            "arbitrary",
+            components="unit3vector",
+            invariant=False,
+        ),
+        MapSpec(
+            "direction2",
+            "Direction of the second stick (0: there is none)",
+            "arbitrary",
+            components="unit3vector",
+            invariant=False,
+        ),
+        MapSpec(
+            "direction3",
+            "Direction of the third stick (0: there is none)",
+            "arbitrary",
+            components="unit3vector",
+            invariant=False,
+        ),
         MapSpec("d", "Diffusivity of the ball and along the sticks", "mm^2/s"),
         MapSpec("s0", "Signal without diffusion weighting", "arbitrary"),
     )
@@ -130,8 +148,7 @@ class BallAndSticks(SignalModel):
         none = square <= 0
         size = torch.where(none, torch.ones_like(square), square).sqrt()
         fraction = torch.where(none, torch.zeros_like(size), size)[..., 0]
-        up = torch.zeros_like(sticks).index_fill(2, torch.tensor([2], device=sticks.device), 1.0)
-        direction = torch.where(none, up, sticks / size)
+        direction = sticks / size
         return {
             "ballvf": 1 - fraction.sum(-1, keepdim=True),
             **{f"stick{k + 1}vf": fraction[:, k : k + 1] for k in range(_MOST)},

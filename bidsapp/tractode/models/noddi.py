@@ -205,12 +205,11 @@ class NODDI(SignalModel):
         square = spread.square().sum(-1, keepdim=True)
         round_ = square <= 0
         size = torch.where(round_, torch.ones_like(square), square).sqrt()
-        up = torch.zeros_like(spread).index_fill(1, torch.tensor([2], device=spread.device), 1.0)
         return {
             "icvf": params[:, 1:2],
             "odi": 1 - torch.where(round_, torch.zeros_like(size), size),
             "isovf": params[:, 2:3],
-            "direction": torch.where(round_, up, spread / size),
+            "direction": spread / size,
             "s0": params[:, :1].exp(),
         }
 
