@@ -1,7 +1,7 @@
 """Response functions as MRtrix3 writes them: a line of zonal coefficients (even degrees 0, 2, …) for each b-value.
 
-The b-values stand in a comment before them, ``# Shells: 0,1000,3000``; MRtrix3 itself relies on their order alone. Units are
-those of the signal.
+The b-values stand in a comment before them, ``# Shells: 0,1000,3000``; where it is missing (``responsemean`` writes none) their
+order tells, as in MRtrix3 itself. Units are those of the signal.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tractode.models.tissue_response import TISSUES, TissueResponse
 def load_response(path: Path | str, tissue: str = "wm") -> TissueResponse:
     """The response in a file.
 
-    Without the comment that names the b-values, a file of one line is taken for one unknown shell (b = 0 is noted, see
-    `TissueResponse.single_shell`); one of several lines is refused. Raises `InputDataError` (E-RESPONSE-FILE).
+    Without the comment that names them the b-values are NaN (see `TissueResponse.placed`). Raises `InputDataError`
+    (E-RESPONSE-FILE).
     """
     path = Path(path)
     try:
@@ -32,9 +32,9 @@ def load_response(path: Path | str, tissue: str = "wm") -> TissueResponse:
     if not rows or not all(math.isfinite(number) for row in rows for number in row):
         raise _refused(path, "It has no line of finite numbers")
     found = [match.group(1) for line in lines if (match := re.match(r"#\s*shells\s*:\s*(.*)$", line, re.IGNORECASE))]
-    bvals = [float(number) for number in found[-1].replace(",", " ").split()] if found else [0.0] * len(rows)
-    if len(bvals) != len(rows) or (len(rows) > 1 and not found):
-        raise _refused(path, f"It has {len(rows)} lines of coefficients and {len(bvals) if found else 'no'} b-values")
+    bvals = [float(number) for number in found[-1].replace(",", " ").split()] if found else [math.nan] * len(rows)
+    if len(bvals) != len(rows):
+        raise _refused(path, f"It has {len(rows)} lines of coefficients and {len(bvals)} b-values")
     if tissue not in TISSUES:
         raise ValueError(f"A response is of {', '.join(TISSUES)}; got {tissue!r}.")
     width = max(len(row) for row in rows)

@@ -57,7 +57,7 @@ class CSD(OrientationModel):
         """With the first response given (white matter's), at the shell that will be used."""
         shell = cls._checked_shell(gtab)
         b = float(gtab.bvals[shell].double().mean())
-        return cls(responses[0].single_shell(b), n_directions=len(shell))
+        return cls(responses[0].placed(gtab).single_shell(b), n_directions=len(shell))
 
     @classmethod
     def shell(cls, gtab: GradientTable) -> Int[Tensor, " m"] | None:

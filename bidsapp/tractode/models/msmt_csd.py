@@ -63,7 +63,7 @@ class MSMTCSD(OrientationModel):
     def with_responses(cls, responses: Sequence[TissueResponse], gtab: GradientTable) -> MSMTCSD:
         """With given responses, of which grey matter's is left out where there is but one shell."""
         cls._check(gtab)
-        known = {response.tissue: response for response in responses}
+        known = {response.tissue: response.placed(gtab) for response in responses}
         wanted = TISSUES if len(gtab.shells()) > 1 and "gm" in known else ("wm", "csf")
         if missing := [tissue for tissue in wanted if tissue not in known]:
             raise ValueError(f"there is none of {' and '.join(missing)}")

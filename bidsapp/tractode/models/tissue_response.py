@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ _LARGEST_CONTRAST = 0.1  # of b-values that still count as one shell, where they
 class TissueResponse:
     """Zonal coefficients of one tissue's signal (for white matter: of a fibre along z), a row for each b-value, in signal units.
 
-    ``bvals`` in s/mm² ascend from 0; even degrees 0, 2, …; ``tissue`` is ``wm``, ``gm`` or ``csf``; ``method`` and
+    ``bvals`` in s/mm² ascend from 0, or are NaN where they are not known (see `placed`); even degrees 0, 2, …; ``tissue`` is ``wm``, ``gm`` or ``csf``; ``method`` and
     ``n_voxels`` say how it was found.
     """
 
@@ -51,14 +51,20 @@ class TissueResponse:
         if not bool(torch.isfinite(self.coefficients).all()) or not bool((self.coefficients[:, 0] > 0).all()):
             raise ValueError("A tissue's response needs finite coefficients, those of degree 0 above 0.")
 
+    def placed(self, gtab: GradientTable) -> TissueResponse:
+        """With the b-values of a table, lowest first, where there are as many rows and their own are not known."""
+        known = [0.0] * bool(gtab.is_b0.any()) + [b for b, _ in gtab.shells()]
+        if not bool(torch.isnan(self.bvals).any()) or len(self.bvals) != len(known):
+            return self
+        return replace(self, bvals=self.bvals.new_tensor(known))
+
     def at(self, b: float) -> Float[Tensor, " r"]:
         """The coefficients of the nearest b-value; `InputDataError` (E-MSMT-SHELL) where none is near."""
-        apart = (self.bvals - b).abs()
+        apart = (self.bvals - b).abs().nan_to_num(nan=torch.inf)
         nearest = int(apart.argmin())
         if float(apart[nearest]) > max(_SAME_SHELL, _LARGEST_CONTRAST * b):
-            known = ", ".join(f"{value:.0f}" for value in self.bvals)
             raise InputDataError(
-                f"The response of {self.tissue} is for b = {known} s/mm², not for b = {b:.0f}",
+                f"The response of {self.tissue} is for b = {_listed(self)} s/mm², not for b = {b:.0f}",
                 id="E-MSMT-SHELL",
                 needed="a response for every b-value of the scan, the b=0 among them",
                 fix="estimate the responses from data of the same protocol",
@@ -71,7 +77,7 @@ class TissueResponse:
         The b=0 signal is guessed where it is not known: as a fibre's of radial diffusivity 0.25e-3 mm²/s would be.
         """
         row = self.coefficients[0] if len(self.bvals) == 1 else self.at(b)
-        if len(self.bvals) > 1 and float(self.bvals[0]) < _SAME_SHELL:
+        if len(self.bvals) > 1 and float(self.bvals[0]) < _SAME_SHELL:  # NaN is not
             s0 = float(self.coefficients[0, 0]) / math.sqrt(4 * math.pi)
         else:
             across = sh.zonal(2 * (len(row) - 1), row.new_zeros(1))[0] @ row
@@ -81,7 +87,7 @@ class TissueResponse:
     def facts(self) -> dict[str, Any]:
         return {
             "Coefficients": [[round(float(c), 6) for c in row] for row in self.coefficients],
-            "BValue": [round(float(b)) for b in self.bvals],
+            "BValue": [None if math.isnan(float(b)) else round(float(b)) for b in self.bvals],
             "Method": self.method,
             "NumberOfVoxels": self.n_voxels,
         }
@@ -232,7 +238,9 @@ def mean_response(responses: Sequence[TissueResponse]) -> TissueResponse:
     width = max(response.coefficients.shape[1] for response in responses)
     for other in responses[1:]:
         alike = len(other.bvals) == len(first.bvals) and bool(
-            ((other.bvals - first.bvals).abs() <= _SAME_SHELL + _LARGEST_CONTRAST * first.bvals).all()
+            ((other.bvals - first.bvals).abs() <= _SAME_SHELL + _LARGEST_CONTRAST * first.bvals)
+            .logical_or(other.bvals.isnan() & first.bvals.isnan())
+            .all()
         )
         if not alike or other.tissue != first.tissue:
             raise InputDataError(
