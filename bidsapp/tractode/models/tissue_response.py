@@ -230,8 +230,8 @@ def _white_response(
 def mean_response(responses: Sequence[TissueResponse]) -> TissueResponse:
     """The mean of one tissue's responses of several participants, each first brought to a common overall size.
 
-    The factor of a participant is the geometric mean over b-values of the group's degree-0 coefficient (itself a geometric
-    mean over the participants) divided by the participant's, as MRtrix3's ``responsemean`` has it. Raises `InputDataError`
+    The factor of a participant is the geometric mean over b-values of the participants' mean degree-0 coefficient divided by
+    its own, as in MRtrix3's ``responsemean``. Raises `InputDataError`
     (E-RESPONSE-GROUP) for other tissues or b-values.
     """
     first = responses[0]
@@ -251,8 +251,8 @@ def mean_response(responses: Sequence[TissueResponse]) -> TissueResponse:
     rows = torch.stack(
         [torch.nn.functional.pad(r.coefficients.double(), (0, width - r.coefficients.shape[1])) for r in responses]
     )
-    sizes = rows[:, :, 0].log()
-    factors = (sizes.mean(0) - sizes).mean(-1).exp()
+    sizes = rows[:, :, 0]
+    factors = (sizes.mean(0) / sizes).log().mean(-1).exp()
     mean = (factors[:, None, None] * rows).mean(0)
     bvals = torch.stack([response.bvals.double() for response in responses]).mean(0)
     return TissueResponse(first.tissue, bvals, mean, f"mean of {len(responses)}", sum(r.n_voxels for r in responses))
