@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def fit_blocks(
     grid: ImageGrid,
     *,
     device: str = "cpu",
-    method: str = "none",
+    method: Literal["none", "laplace", "bootstrap"] = "none",
     seed: int = 0,
 ) -> tuple[MaskedMaps, MaskedMaps]:
     """Every map of the model, and where ``method`` is not ``none`` their standard deviations (`tractode.models.uncertainty`)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from nipype.interfaces.base import traits
 
@@ -26,6 +26,8 @@ from tractode.models import MODELS, uncertainty
 from tractode.reports import figures_models
 
 __all__ = ["FEW_ENOUGH", "SLAB", "FitModel"]
+
+Spread = Literal["none", "laplace", "bootstrap"]
 
 
 class FitModelInputSpec(StepInputSpec):
@@ -95,9 +97,9 @@ class FitModel(Step):
                 fix=f"leave {self.inputs.model} out of --models",
             )
 
-    def _method(self, writer: StepWriter, kind: type[SignalModel], gtab: GradientTable) -> str:
+    def _method(self, writer: StepWriter, kind: type[SignalModel], gtab: GradientTable) -> Spread:
         """How the spread is found; a note says why there is none where it was asked for."""
-        method: str = self.inputs.uncertainty
+        method: Spread = self.inputs.uncertainty
         if method == "none":
             return method
         reason = uncertainty.why_not(kind, gtab)
@@ -159,7 +161,7 @@ class FitModel(Step):
             response=sidecar.response_rows(facts.get("ResponseFunction"), spec.param),
             sh_order=order_of(maps.values[spec.param].shape[1]) if spec.components == "sh" else None,
         )  # fmt: skip
-        name = {"datatype": "dwi", "model": kind.label, "param": spec.param, "suffix": "dwimap", "desc": desc}
-        entities = self.inputs.run.entities
+        name = {"datatype": "dwi", "model": kind.label, "param": spec.param, "suffix": "dwimap"}
+        entities = self.inputs.run.entities | ({"desc": desc} if desc else {})
         writer.write(role, derivative(entities, extension=".nii.gz", **name), partial(maps.write, name=spec.param))
         writer.write_json(f"{role}-sidecar", derivative(entities, extension=".json", **name), content)

@@ -72,14 +72,14 @@ class MaskedSeries:
     def _read(self, volume: int, which: slice, target: np.ndarray) -> None:
         """One volume's part of a block."""
         if self.scratch is not None:
-            os.preadv(self.scratch.fileno(), [target], (volume * len(self) + which.start) * 4)
+            os.preadv(self.scratch.fileno(), [target.data], (volume * len(self) + which.start) * 4)
             return
         assert self.plain is not None
         stream, header = self.plain
         first, size = int(self.index[which.start]), header.dtype.itemsize
         stored = self._buffer("stored", (int(self.index[which.stop - 1]) + 1 - first,), header.dtype)
         offset = header.offset + volume * (header.n_bytes // header.n_volumes) + first * size
-        os.preadv(stream.fileno(), [stored], offset)
+        os.preadv(stream.fileno(), [stored.view(np.uint8).data], offset)
         np.take(stored, self.index[which] - first, out=target) if stored.dtype == target.dtype else np.copyto(
             target, stored[self.index[which] - first], casting="unsafe"
         )

@@ -137,7 +137,9 @@ def read_table(run: Any, settings: Settings) -> tuple[tuple[int, ...], tuple[flo
     from tractode.io.nifti_header import read_header
     from tractode.io.stream import ByteSource
 
-    shapes, tables, axes = [], [], torch.eye(4, dtype=torch.float64)
+    shapes: list[tuple[int, ...]] = []
+    tables: list[GradientTable] = []
+    axes = torch.eye(4, dtype=torch.float64)
     for scan in run.scans:
         with ByteSource(scan.path) as source:
             header = read_header(source)

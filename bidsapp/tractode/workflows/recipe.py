@@ -140,7 +140,6 @@ def _expanded(entries: Iterable[str], recipe: str) -> list[Wanted]:
             wanted += _expanded(read_recipe(entry).models, entry)
         else:
             parts = [part.partition("@") for part in entry.removesuffix("?").split("|")]
-            parts = [part for part in parts if not recipe or part[0] in MODELS]
             names, shells = tuple(part[0] for part in parts), tuple(int(part[2] or 0) for part in parts)
-            wanted += [Wanted(names, entry.endswith("?"), recipe, shells)] if names else []
+            wanted.append(Wanted(names, entry.endswith("?"), recipe, shells))
     return wanted
