@@ -1,15 +1,13 @@
 """Fixels: the lobes of each voxel's fibre orientation distribution, their axes and their integrals.
 
 Smith, Tournier, Calamante & Connelly, *SIFT: spherical-deconvolution informed filtering of tractograms*, NeuroImage
-2013, doi:10.1016/j.neuroimage.2012.11.049 (appendix 2: segmentation of lobes). Departures: amplitudes are taken on 600
-axes instead of 1281 directions, and a direction belongs to the lobe that steepest ascent from it leads to.
+2013, doi:10.1016/j.neuroimage.2012.11.049 (appendix 2: segmentation of lobes). Departures: see `tractode.ops.lobes`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -17,15 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tractode.fields import Image, ImageGrid, ShField
-from tractode.ops import least_squares, sphere
-from tractode.ops import spherical_harmonics as sh
-from tractode.tracking.kernels.lobes import divide
+from tractode.ops.lobes import TILE, lobes_of
 from tractode.tracking.kernels.segments import nearest_fixel
 from tractode.tracking.segments import Stays
-
-N_AXES = 600
-TILE = 4096  # voxels at a time: 600 amplitudes each, some 10 MB
-_NEIGHBOURS = 8
 
 
 @dataclass(frozen=True)
@@ -95,27 +87,9 @@ def fixels_of(field: ShField, mask: Image | None = None, settings: FixelSettings
     return Fixels(field.grid, first, count, axes, integrals, settings)
 
 
-@cache
-def _set() -> tuple[Float[Tensor, "d 3"], Int[Tensor, "d n"]]:
-    """The axes and, for each, its neighbours (across the equator too, where axes are each other's opposite)."""
-    axes = sphere.directions(N_AXES, hemisphere=True)
-    order = (axes @ axes.mT).abs().argsort(dim=-1, descending=True, stable=True)
-    return axes.float(), order[:, 1 : _NEIGHBOURS + 1].contiguous()
-
-
 def _lobes(
     coefficients: Float[Tensor, "t l"], order: int, settings: FixelSettings
 ) -> tuple[Int[Tensor, " t"], Float[Tensor, "f 3"], Float[Tensor, " f"]]:
     """Number of lobes of each voxel of a tile, and their axes and integrals, voxel by voxel."""
-    axes, neighbours = _set()
-    basis = sh.basis(axes.double(), order).float()
-    # In tiles of one size: a product of matrices rounds differently for another number of rows.
-    amplitudes = least_squares.in_tiles(lambda rows: rows @ basis.mT, coefficients, TILE)
-    n = len(amplitudes)
-    count, integral = np.zeros(n, np.int64), np.zeros((n, settings.most))
-    mean = np.zeros((n, settings.most, 3), np.float32)
-    divide(amplitudes.numpy(), axes.numpy(), neighbours.numpy(), settings.least_peak, count, mean, integral)
-    kept = np.arange(settings.most) < count[:, None]
-    solid_angle = 4 * math.pi / len(axes)  # an axis stands for two opposite patches of the sphere
-    integrals = torch.from_numpy(integral[kept] * solid_angle).float()
-    return torch.from_numpy(count), torch.from_numpy(mean[kept]), integrals
+    found = lobes_of(coefficients, order, settings.least_peak, settings.most)
+    return found.count, found.means[found.kept], found.integrals[found.kept]

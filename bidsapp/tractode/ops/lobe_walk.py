@@ -1,4 +1,4 @@
-"""The compiled loop behind `tractode.tracking.fixels`: amplitudes on a set of axes divided into lobes by steepest ascent."""
+"""The compiled loop behind `tractode.ops.lobes`: amplitudes on a set of axes divided into lobes by steepest ascent."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def climb(values, neighbours, top):
 
 
 @inner
-def insert(lobe, found, mean, integral):
-    """Put a lobe (summed axis, summed amplitude) into its place among those found, the largest first; how many there are."""
+def insert(lobe, peak, found, mean, integral, tip):
+    """Put a lobe (summed axis, summed amplitude; its peak) into its place among those found, the largest first; how many there are."""
     most = len(integral)
     if found == most and lobe[3] <= integral[most - 1]:
         return found
@@ -31,20 +31,22 @@ def insert(lobe, found, mean, integral):
     while place > 0 and integral[place - 1] < lobe[3]:
         integral[place] = integral[place - 1]
         mean[place] = mean[place - 1]
+        tip[place] = tip[place - 1]
         place -= 1
     norm = sqrt(lobe[0] ** 2 + lobe[1] ** 2 + lobe[2] ** 2)
     for c in range(3):
         mean[place, c] = lobe[c] / norm if norm > 0 else 0.0
     integral[place] = lobe[3]
+    tip[place] = peak
     return min(found + 1, most)
 
 
 @kernel
-def divide(amplitudes, axes, neighbours, least_peak, count, mean, integral):
-    """For each row of amplitudes: the number of lobes, their mean axes and the sums of their amplitudes, largest first.
+def divide(amplitudes, axes, neighbours, least_peak, count, mean, integral, tip):
+    """For each row of amplitudes: the number of lobes, their mean axes, sums of amplitudes and peaks' numbers, largest first.
 
-    Every axis belongs to the peak that steps to its largest neighbour lead to; equal neighbours: the first. ``mean`` and
-    ``integral`` have room for as many lobes as are kept.
+    Every axis belongs to the peak that steps to its largest neighbour lead to; equal neighbours: the first. ``mean``,
+    ``integral`` and ``tip`` have room for as many lobes as are kept.
     """
     n = len(axes)
     top = np.empty(n, np.int64)
@@ -68,5 +70,5 @@ def divide(amplitudes, axes, neighbours, least_peak, count, mean, integral):
         found = 0
         for a in range(n):
             if top[a] == a and values[a] >= least_peak and sums[a, 3] > 0:
-                found = insert(sums[a], found, mean[row], integral[row])
+                found = insert(sums[a], a, found, mean[row], integral[row], tip[row])
         count[row] = found
