@@ -56,7 +56,7 @@ class DKI(SignalModel):
     )
 
     def facts(self) -> dict[str, Any]:
-        return {"FitMethod": self.fit_method, "LargestB": self.needs.largest_b}
+        return {"FitMethod": self.fit_method, "LargestB": round(self.needs.largest_b)}
 
     @classmethod
     def why_not(cls, gtab: GradientTable) -> str | None:

@@ -61,7 +61,7 @@ class FreeWaterDTI(SignalModel):
     def facts(self) -> dict[str, Any]:
         prior = {"TissueDiffusivityPrior": TISSUE_DIFFUSIVITY} if self.has_prior else {}
         method = "prior" if self.has_prior else "nlls"
-        return {"FitMethod": method, "FreeWaterDiffusivity": FREE_DIFFUSIVITY, "LargestB": self.needs.largest_b} | prior
+        return {"FitMethod": method, "FreeWaterDiffusivity": FREE_DIFFUSIVITY, "LargestB": round(self.needs.largest_b)} | prior
 
     @classmethod
     def example_table(cls, n: int = 60) -> GradientTable:

@@ -38,7 +38,7 @@ class MSDKI(SignalModel):
     )
 
     def facts(self) -> dict[str, Any]:
-        return {"LargestB": self.needs.largest_b}
+        return {"LargestB": round(self.needs.largest_b)}
 
     @classmethod
     def example_table(cls, n: int = 60) -> GradientTable:
