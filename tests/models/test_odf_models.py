@@ -89,7 +89,7 @@ def test_generalised_q_sampling_equals_that_of_dipy(method: str) -> None:
 
 
 def test_constant_solid_angle_of_a_tensor_has_a_closed_form() -> None:
-    """An axially symmetric Gaussian: ODF = √(λ₁) λ₂ … of the ray, (4π)⁻¹ |D|^(−1/2) (uᵀD⁻¹u)^(−3/2)."""
+    """A Gaussian: (4π)⁻¹ |D|^(−1/2) (uᵀD⁻¹u)^(−3/2); ln D(u) of this one is nearly of order 8."""
     gtab = table_of_shells((2500.0,), 90)
     axis = torch.tensor([0.48, 0.6, 0.64], dtype=torch.float64)
     diffusivity = 0.9e-3 + 0.3e-3 * (gtab.bvecs @ axis) ** 2
@@ -180,3 +180,33 @@ def test_one_shell_of_several_is_used_and_named(model: CSA | QBall) -> None:
     if isinstance(model, QBall):
         with pytest.raises(InputDataError, match="E-ODF-SHELL"):
             model.predict(model.fit(signal, gtab), gtab)
+
+
+def _lattice(reach: int, largest_b: float) -> GradientTable:
+    """A half ball of a Cartesian grid in q-space, turned against the scanner."""
+    from scipy.spatial.transform import Rotation
+
+    line = torch.arange(-reach, reach + 1).double()
+    points = torch.cartesian_prod(line, line, line)
+    order = points[:, 2] * 100 + points[:, 1] * 10 + points[:, 0]
+    points = points[(points.square().sum(-1) <= reach**2) & (order >= 0)]
+    size = points.norm(dim=-1)
+    turn = torch.tensor(Rotation.from_euler("xyz", [0.3, 0.5, -0.2]).as_matrix())
+    bvecs = points / size.clamp_min(1)[:, None] @ turn.mT
+    return GradientTable(largest_b * (size / reach) ** 2, bvecs, size == 0)
+
+
+def test_a_grid_in_q_space_will_do_for_q_sampling_and_the_propagator() -> None:
+    from tractode.models.map_mri import MAPMRI
+
+    gtab = _lattice(4, 4000.0)
+    axis = torch.tensor([0.36, -0.48, 0.8], dtype=torch.float64)
+    signal = (300 * (-gtab.bvals * (0.4e-3 + 1.2e-3 * (gtab.bvecs @ axis) ** 2)).exp())[None]
+    assert GQI.why_not(gtab) is None
+    _, peak = sh_extrema.largest(GQI().fit(signal, gtab))
+    assert float(torch.rad2deg(sphere.angle(peak[0], axis))) < 3
+    assert MAPMRI.why_not(gtab) is None
+    maps = MAPMRI(diffusion_time=0.05).to_maps(MAPMRI().fit(signal, gtab))
+    volume = (4 * math.pi * 0.05) ** 1.5 * math.sqrt(1.6e-3 * 0.4e-3**2)
+    assert float(maps["rtop"]) == pytest.approx(1 / volume, rel=1e-6)
+    assert "shell" in (CSA.why_not(gtab) or "")
