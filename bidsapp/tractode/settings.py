@@ -98,9 +98,14 @@ class Settings:
     codec_weights
         Folder of the codec's weights to use instead of those that came with the installation.
     act
-        Anatomical constraint: tissues from a label or five-tissue image of the participant, or from the template.
+        Anatomical constraint: tissues from a label or five-tissue image of the participant, from the segmentation of its anatomical
+        image, or from the template; ``auto`` takes the first of these that there is.
     derivatives
         Folders in which such images are looked for, besides the dataset itself.
+    dwi_mask
+        What makes a scan's brain mask: see `tractode.preprocess.mask_consensus`.
+    segmentation
+        Whether the anatomical image's tissues are taken from derivatives where there are any, always our own, or not wanted.
     include, include_ordered, exclude
         Region masks (paths) in the space of the first of ``output_spaces``.
     sensitivity
@@ -144,6 +149,8 @@ class Settings:
     motion: Literal["auto", "on", "none"] = "auto"
     outliers: Literal["on", "none"] = "on"
     bias: Literal["on", "none"] = "on"
+    dwi_mask: Literal["auto", "threshold", "weighted", "surface", "template"] = "auto"
+    segmentation: Literal["auto", "own", "none"] = "auto"
     combine_runs: Literal["none", "all"] = "none"
     b0_threshold: float | None = None
     random_seed: int = 0
@@ -171,7 +178,7 @@ class Settings:
     codec_max_error_mm: float = 2.0
     codec_min_confidence: float = 0.5
     codec_weights: Path | None = None
-    act: Literal["none", "labels", "template"] = "none"
+    act: Literal["none", "auto", "segment", "labels", "template"] = "none"
     derivatives: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     include_ordered: tuple[str, ...] = ()

@@ -186,6 +186,18 @@ def load_tissues(template: Template) -> Image:
     return five_tissue.from_fractions(maps["GM"], maps["WM"], mask, maps.get("CSF"))
 
 
+def load_priors(template: Template) -> Image:
+    """Fractions of grey matter, white matter and CSF (3 channels) of a template, for a segmentation."""
+    from tractode.io.builtin_template import load_builtin
+    from tractode.io.nifti import read_image
+    from tractode.preprocess.tissue_segmentation import template_priors
+
+    if template.is_builtin:
+        return template_priors(load_builtin("GM"), load_builtin("WM"), load_builtin("mask"))
+    maps = {label: read_image(path, template.name)[0] for label, path in tissue_files(template).items()}
+    return template_priors(maps["GM"], maps["WM"], load_template(template).mask, maps.get("CSF"))
+
+
 def _from_templateflow(space: SpaceSpec) -> Template:
     api = _api(space)
     known = api.templates()

@@ -1,4 +1,4 @@
-"""Where the tissues of a participant are found: label images and five-tissue images among anatomical derivatives."""
+"""Where the tissues of a participant are found: five-tissue images, label images and tissue maps among anatomical derivatives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Literal
 from tractode.bids import names
 from tractode.errors import MissingInputError
 
-Kind = Literal["labels", "five_tissue"]
+Kind = Literal["labels", "five_tissue", "fractions"]
+_ORDER = ("five_tissue", "labels", "fractions")
 EXTENSIONS = (".nii.gz", ".nii")
 _SEGMENTATIONS = ("aseg", "aparcaseg")
 # Entities that name a space: what is not in the space of the participant's own T1w cannot be used as it is.
@@ -19,14 +20,28 @@ _OWN_SPACES = (None, "T1w", "orig", "anat")
 
 @dataclass(frozen=True)
 class TissueSource:
-    """A file in the space of the participant's anatomical image: FreeSurfer labels or a five-tissue image."""
+    """A file in the space of the participant's anatomical image: a five-tissue image, FreeSurfer labels, or the map of grey matter.
+
+    ``more`` are the maps of white matter and CSF that lie beside the map of grey matter.
+    """
 
     path: Path
     kind: Kind
+    more: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.path, *self.more)
 
 
 def find_tissue_source(
-    bids_dir: Path, label: str, session: str | None = None, derivatives: Iterable[Path | str] = ()
+    bids_dir: Path,
+    label: str,
+    session: str | None = None,
+    derivatives: Iterable[Path | str] = (),
+    *,
+    own: Path | None = None,
+    fractions: bool = False,
 ) -> TissueSource | None:
     """The best file of a participant in the folders given, else in the dataset and those under its ``derivatives``.
 
@@ -38,11 +53,18 @@ def find_tissue_source(
     ----------
     derivatives
         Folders of derivative datasets (``--derivatives``): each is searched itself, not its subfolders.
+    own
+        Where this run writes: what it wrote there before is no source.
+    fractions
+        Whether maps of the tissues (``*_label-GM_probseg`` with those of WM and CSF beside it) will do too.
     """
     standard = bids_dir / "derivatives"
     inside = sorted(path for path in standard.iterdir() if path.is_dir()) if standard.is_dir() else []
     for root in [*map(Path, derivatives), standard, bids_dir, *inside]:
+        if own is not None and root.resolve() == own.resolve():
+            continue
         found = [source for path in _anat_files(root, label, session) if (source := _source(path, label, session))]
+        found = [source for source in found if fractions or source.kind != "fractions"]
         if found:
             return min(found, key=lambda source: _preference(source, session))
     return None
@@ -90,10 +112,14 @@ def _source(path: Path, label: str, session: str | None) -> TissueSource | None:
         return TissueSource(path, "five_tissue")
     if suffix == "dseg" and words.intersection(_SEGMENTATIONS):
         return TissueSource(path, "labels")
+    if suffix == "probseg" and entities.get("label") == "GM":
+        others = tuple(path.with_name(path.name.replace("_label-GM_", f"_label-{tissue}_")) for tissue in ("WM", "CSF"))
+        if all(other.is_file() for other in others):
+            return TissueSource(path, "fractions", others)
     return None
 
 
-def _preference(source: TissueSource, session: str | None) -> tuple[bool, bool, str]:
+def _preference(source: TissueSource, session: str | None) -> tuple[int, bool, str]:
     parsed = names.parse(source.path)
     own_session = parsed is not None and parsed[0].get("ses") == session
-    return source.kind != "five_tissue", not own_session, source.path.name
+    return _ORDER.index(source.kind), not own_session, source.path.name

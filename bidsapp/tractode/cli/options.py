@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tractode import __version__
+from tractode.cli.anatomy_options import add_anatomy
 from tractode.cli.model_options import add_models
 from tractode.cli.preprocess_options import add_preprocessing
 from tractode.cli.tracking_options import add_tracking
@@ -31,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser, models: tuple[str, ...], tracke
     _add_resources(parser)
     _add_outputs(parser)
     add_preprocessing(_group(parser, "preprocessing"))
+    add_anatomy(_group(parser, "masks and tissues"))
     _add_methods(parser, models)
     _add_distortion(parser)
     add_tracking(_group(parser, "tractography"), trackers)

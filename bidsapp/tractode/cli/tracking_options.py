@@ -11,7 +11,7 @@ from tractode.errors import ConfigurationError, MissingInputError
 from tractode.settings import templates_among
 
 SEEDINGS = ("white-matter", "brain", "grid", "interface", "dynamic")
-TISSUES = ("none", "labels", "template")
+TISSUES = ("none", "auto", "segment", "labels", "template")
 WEIGHTS = ("none", "fod", "signal")
 REGIONS = ("include", "include_ordered", "exclude", "sensitivity")
 CODING = ("codec_max_error_mm", "codec_min_confidence", "codec_weights")
@@ -152,9 +152,9 @@ def _add_regions(add: Callable[..., Any], several: dict[str, Any]) -> None:
         "--act",
         dest="act",
         type=one_of("source of tissues", TISSUES),
-        metavar="{none,labels,template}",
+        metavar="{none,auto,segment,labels,template}",
         help="anatomically constrained: tissues from a FreeSurfer-style label image or a five-tissue image of the "
-        "participant (labels), or from the template (template: coarse)",
+        "participant (labels), from our segmentation of its anatomical image (segment), from the template (template: coarse), or from the first of these that there is (auto)",
     )
     add(
         "--derivatives",
@@ -208,9 +208,11 @@ def check_tracking(values: dict[str, Any], asked: frozenset[str], notes: list[st
         named = ", ".join(f"--{name.replace('_', '-')}" for name in features)
         _conflict(f"{named} needs streamlines and there is no tractography", "E-CONFIG-TRACKING", "leave them out")
     if values.get("seeding") == "interface" and values.get("act", "none") == "none":
-        _conflict("--seeding interface needs tissue maps", "E-CONFIG-SEEDING", "add --act labels or --act template")
+        _conflict("--seeding interface needs tissue maps", "E-CONFIG-SEEDING", "add --act auto")
     if values.get("n_seeds") and "n_streamlines" in asked:
         _conflict("--n-seeds and --n-streamlines contradict each other", "E-CONFIG-SEEDS")
+    if values.get("act") in ("auto", "segment") and values.get("segmentation") == "none":
+        _conflict("--act needs the tissues that --segmentation none leaves out", "E-CONFIG-SEGMENTATION")
     if values.get("min_radius_mm") and values.get("angle_deg"):
         _conflict("--min-radius-mm and --angle-deg contradict each other", "E-CONFIG-ANGLE")
     _check_generation(values, asked, notes)

@@ -20,7 +20,9 @@ from tractode.fields.transform import Chain, resample
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
 from tractode.interfaces.transforms import write_transform_pair
 from tractode.io.nifti import read_image, read_volume
+from tractode.io.notes import warning
 from tractode.io.transforms import read_x5
+from tractode.preprocess.mask_consensus import anatomical_mask
 from tractode.registration.optimise import COARSE, SLOPPY, register
 from tractode.reports import figures_registration, figures_slices
 
@@ -93,7 +95,13 @@ class _Normalise(Step):
         transform, how = self.transform(fixed, moving)
         folding = certificate(transform, fixed.image.grid)
         folded = {**folding.record(), **how}
-        mask = resample(fixed.mask, moving.grid, transform.inverse(), "nearest")
+        carried = resample(fixed.mask, moving.grid, transform.inverse(), "nearest")
+        verdict = anatomical_mask(moving, carried)
+        mask = verdict.mask
+        writer.facts["brain_mask"] = verdict.record()
+        if not verdict.passed:
+            text = f"{anat.modality}: the brain mask is in doubt: {verdict.reason}"
+            writer.facts["notes"] = [warning("W-MASK-DOUBT", text).record()]
         normalised = resample(moving, fixed.image.grid, transform)
         quality = assess(fixed.image, moving, transform, fixed.mask, mask)
         self._write_images(writer, mask, normalised)
@@ -125,7 +133,7 @@ class _Normalise(Step):
         anat, template, job = self.inputs.anat, self.inputs.template, self.inputs.job
         prepared = [Path(self.inputs.prepared["anat"])]
         if self.inputs.write_mask:
-            text = f"Brain mask of {template.name} carried by the registration"
+            text = f"Brain mask: that of {template.name} carried by the registration, and a surface that began in it"
             write_with_sidecar(
                 writer,
                 "mask",

@@ -24,7 +24,10 @@ TISSUE_SIZE_MM = 1.0
 
 class CarryRegionsInputSpec(LinkedInputSpec):
     prepared = traits.Dict(mandatory=True, desc="outputs of PrepareDwi")
-    tissues = traits.Enum("none", "labels", "five_tissue", "template", usedefault=True, desc="what tissues come from")
+    tissues = traits.Enum(
+        "none", "labels", "five_tissue", "template", "segment", usedefault=True, desc="what tissues come from"
+    )
+    segmented = traits.Dict(desc="outputs of SegmentAnat, for segment")
     tissue_path = traits.Str("", usedefault=True, desc="TissueSource.path, for labels and five_tissue")
     regions = traits.Dict(desc="name → path of a mask in the template's space: include1, exclude1 …")
 
@@ -49,7 +52,15 @@ class CarryRegions(LinkedStep):
         paths += [Path(path) for _, path in sorted((inputs.regions or {}).items())]
         if inputs.tissues == "template":
             return [*paths, *inputs.template.paths, *tissue_files(inputs.template).values()]
+        if inputs.tissues == "segment":
+            return [*paths, *([self._segmented] if self._segmented else [])]
         return [*paths, Path(inputs.tissue_path)] if inputs.tissues != "none" else paths
+
+    @property
+    def _segmented(self) -> Path | None:
+        """The five-tissue image of the anatomy; none where it could not be segmented."""
+        found = (self.inputs.segmented or {}).get("five-tissue")
+        return None if found is None else Path(found)
 
     def parameters(self) -> dict[str, Any]:
         return {
@@ -98,7 +109,14 @@ class CarryRegions(LinkedStep):
                 f"grey- and white-matter maps of {inputs.template.name} (coarse; subcortical grey matter by its place)"
             )
         else:
-            path = Path(inputs.tissue_path)
+            path = self._segmented if inputs.tissues == "segment" else Path(inputs.tissue_path)
+            if path is None:
+                raise InputDataError(
+                    "The anatomical image could not be segmented, and --act needs its tissues",
+                    id="E-TISSUE-SEGMENT",
+                    needed="a registration to the template that passes, and an image in which the tissues differ",
+                    fix="look at the registration and the notes in the report; use --act labels or template, or none",
+                )
             given, _ = read_image(path, inputs.anat_space or self._space)
             is_made = inputs.tissues == "labels"
             source, sources = (
@@ -106,6 +124,7 @@ class CarryRegions(LinkedStep):
                 [path],
             )
             text = "FreeSurfer labels" if is_made else "a five-tissue image that was given"
+            text = f"the tissues of the {inputs.anat_modality}" if inputs.tissues == "segment" else text
         links = self._links()[::-1] if inputs.tissues == "template" else self._to_anat()
         maps = five_tissue.filled(onto(source, grid.resampled(TISSUE_SIZE_MM), links))
         content = sidecar.qc_sidecar(

@@ -18,6 +18,7 @@ from tractode.errors import InputDataError
 from tractode.fields import DWI, Affine, Image, ShField
 from tractode.interfaces import prepared_files, preprocess
 from tractode.interfaces.distortion import described
+from tractode.interfaces.masks import voted_mask
 from tractode.interfaces.preprocess import Part, PreprocessPlan, Steps
 from tractode.interfaces.quality_rows import scan_row
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets
@@ -46,6 +47,7 @@ class PrepareDwiInputSpec(StepInputSpec):
     run = traits.Any(mandatory=True, desc="a DwiRun")
     policy = traits.Any(mandatory=True, desc="an IngestPolicy")
     plan = traits.Any(PreprocessPlan(), usedefault=True, desc="a PreprocessPlan")
+    mask_method = traits.Str("auto", usedefault=True, desc="a method of mask_consensus, or auto")
     accept_gradients = traits.Bool(False, usedefault=True)
     apply_gradient_fix = traits.Str("", usedefault=True)
     corrections = traits.Dict(
@@ -71,6 +73,7 @@ class PrepareDwi(Step):
         return {
             "policy": asdict(self.inputs.policy),
             "plan": asdict(self.inputs.plan),
+            "mask": self.inputs.mask_method,
             "accept": self.inputs.accept_gradients,
             "fix": self.inputs.apply_gradient_fix,
             "seed": self.inputs.job.random_seed,
@@ -104,9 +107,9 @@ class PrepareDwi(Step):
             parts.append(part)
         scan, steps = self._joined(parts)
         reference = dwi_reference(scan)
-        mask = self._masked(reference)
-        scan, mask_notes = check_brain(DWI(scan.grid, scan.signal, scan.gtab, mask.mask), run.path)
-        writer.facts["notes"] += [asdict(note) for note in mask_notes]
+        mask, mask_notes = voted_mask(writer, job.participant, scan, self._masked, self.inputs.mask_method, run)
+        scan, brain_notes = check_brain(DWI(scan.grid, scan.signal, scan.gtab, mask.mask), run.path)
+        writer.facts["notes"] += [asdict(note) for note in [*mask_notes, *brain_notes]]
         scan, shading = preprocess.even(scan, reference, plan, steps, run.done_by)
         reference = reference if shading is None else dwi_reference(scan)
         _describe(writer, scan)
@@ -177,14 +180,17 @@ class PrepareDwi(Step):
         return joined, steps
 
     def _way(self, first: Part, still: DWI, part: Part, hz: torch.Tensor | None) -> Affine:
-        """From the first run's reference to another's: through the field that serves both, else by their b=0 images."""
-        spaces = (first.scan.grid.space, part.scan.grid.space)
+        """From the first run's reference to another's, by their corrected b=0 images."""
+        start = None
         if all(one.distortion.get("applied") for one in (first, part)) and self._field_of(first.run) == self._field_of(
             part.run
         ):
-            return Affine(torch.linalg.inv(_to_field(part).matrix) @ _to_field(first).matrix, *spaces)
+            # One field serves both: the pose that it was found with is a start.
+            matrix = torch.linalg.inv(_to_field(part).matrix) @ _to_field(first).matrix
+            start = Affine(matrix, first.scan.grid.space, part.scan.grid.space)
         other = preprocess.interpolated(part, hz, self.inputs.job.device)
-        return merge.way_between(dwi_reference(still), dwi_reference(other), Image(still.grid, still.mask[None]))
+        mask = Image(still.grid, still.mask[None])
+        return merge.way_between(dwi_reference(still), dwi_reference(other), mask, start)
 
     def _write_check(
         self, writer: StepWriter, run: DwiRun, scan: DWI, reference: Image, verdict: GradientVerdict

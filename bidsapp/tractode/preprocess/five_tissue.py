@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tractode.errors import InputDataError, ShapeError
-from tractode.fields import Image
+from tractode.fields import Image, Transform
 
 CORTICAL, SUBCORTICAL, WHITE, CSF, PATHOLOGICAL = range(5)
 LABELS = ("CGM", "SGM", "WM", "CSF", "PT")
@@ -69,29 +69,42 @@ def from_labels(labels: Image, *, limbic_is_subcortical: bool = False) -> Image:
     return Image(labels.grid, maps)
 
 
-def from_fractions(grey: Image, white: Image, mask: Image, csf: Image | None = None) -> Image:
-    """Five-tissue maps from probability maps of one template in MNI space, scaled down where they sum to more than 1.
+def from_fractions(
+    grey: Image, white: Image, mask: Image, csf: Image | None = None, to_mni: Transform | None = None
+) -> Image:
+    """Five-tissue maps from fractions of grey matter, white matter and CSF, scaled down where they sum to more than 1.
 
-    Without ``csf`` that is the rest of the mask. Subcortical grey matter is what lies near the centre (module docstring).
+    Without ``csf`` that is the rest of the mask. Subcortical grey matter is what lies near the centre of MNI space (module docstring).
+
+    Parameters
+    ----------
+    to_mni
+        Maps points of the images' space to a template in MNI space; not needed where they are in that space.
     """
     inside = mask.mask.to(grey.values.dtype)
     parts = [grey.values[0], white.values[0]] + ([] if csf is None else [csf.values[0]])
     known = torch.stack(parts).clamp(0, 1) * inside
     known = known / known.sum(0, keepdim=True).clamp_min(1)
     rest = known[2] if csf is not None else (inside - known.sum(0)).clamp_min(0)
-    deep = _deep(grey)
+    deep = _deep(grey, to_mni)
     none = torch.zeros_like(rest)
     return Image(grey.grid, torch.stack((known[0] * ~deep, known[0] * deep, known[1], rest, none)))
 
 
-def _deep(image: Image) -> Tensor:
-    """Voxels of MNI space where grey matter is taken for subcortical."""
-    if not image.grid.space.startswith("MNI"):
-        raise ShapeError(f"Where subcortical grey matter lies is known in MNI space only, not in {image.grid.space!r}.")
-    points = image.grid.centres()
+def _deep(image: Image, to_mni: Transform | None) -> Tensor:
+    """Voxels in which grey matter is taken for subcortical."""
+    space = image.grid.space if to_mni is None else to_mni.target
+    if not space.startswith("MNI"):
+        raise ShapeError(f"Where subcortical grey matter lies is known in MNI space only, not in {space!r}.")
+    # A coarse region needs no fine grid; a deformation costs what its points do.
+    coarse = image.grid.resampled(2.0) if to_mni is not None and min(image.grid.voxel_sizes) < 1.5 else image.grid
+    points = coarse.centres() if to_mni is None else to_mni.map(coarse.centres())
     folded = torch.cat((points[..., :1].abs(), points[..., 1:]), dim=-1)
     scaled = (folded - torch.tensor(_DEEP_CENTRE)) / torch.tensor(_DEEP_AXES)
-    return scaled.square().sum(-1) <= 1
+    deep = scaled.square().sum(-1) <= 1
+    if coarse is image.grid:
+        return deep
+    return Image(coarse, deep[None].float()).sample(image.grid.centres(), outside="nearest")[..., 0] > 0.5
 
 
 def checked(image: Image, path: str = "") -> Image:

@@ -2,7 +2,7 @@
 
 ::
 
-    sessionwise, first-lex      prepare_anat ── normalise_anat (one a template)
+    sessionwise, first-lex      prepare_anat ── normalise_anat (one a template) ── segment_anat
 
     unbiased                    prepare_anat (one a session) ── build_subject_template ── normalise_anat (one a template)
                                      └──────────────────── normalise_through_subject ────────┘
@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nipype.interfaces.utility import Merge
@@ -19,8 +19,11 @@ from nipype.pipeline import engine as pe
 
 from tractode.bids import names
 from tractode.bids.query import AnatFile, Participant, choose_anat
-from tractode.bids.templates import Template
+from tractode.bids.templates import Template, tissue_files
+from tractode.bids.tissues import find_tissue_source
+from tractode.errors import ResourceUnavailableError
 from tractode.interfaces.anatomy import UNBIASED, NormaliseAnat, NormaliseThroughSubject, PrepareAnat
+from tractode.interfaces.segmentation import SegmentAnat
 from tractode.interfaces.step import Step
 from tractode.interfaces.within_subject import BuildSubjectTemplate
 from tractode.settings import Settings
@@ -36,6 +39,7 @@ class Anatomy:
     space: str
     prepared: pe.Node
     normalised: dict[str, pe.Node]
+    segmented: pe.Node | None = None
 
     @property
     def first(self) -> pe.Node:
@@ -76,7 +80,29 @@ class AnatomyBuilder:
                 self._add_through_template(each)
             else:
                 self._made[anat.path] = self._add(anat)
+            if settings.segmentation != "none":
+                self._made |= {path: self._segmented(one) for path, one in self._made.items()}
         return self._made[anat.path]
+
+    def _segmented(self, anatomy: Anatomy) -> Anatomy:
+        """The tissues of an image: those that were given, unless its own are asked for, else its own."""
+        if anatomy.segmented is not None:
+            return anatomy
+        anat, settings, template = anatomy.anat, self.settings, self.templates[0]
+        source = None
+        if settings.segmentation == "auto" and settings.act != "segment":
+            source = find_tissue_source(
+                settings.bids_dir, self.participant.label, anat.session, settings.derivatives,
+                own=settings.output_dir, fractions=True,
+            )  # fmt: skip
+        if source is None and not _has_tissues(template):
+            return anatomy
+        step = SegmentAnat(anat=anat, space=anatomy.space, template=template, source=source)
+        node = self.add_node(step, f"{names.stem(anat.entities)}_segment-{anat.modality}", anatomy.space, 3.0)
+        self.workflow.connect(anatomy.prepared, "outputs", node, "prepared")
+        self.workflow.connect(anatomy.first, "outputs", node, "normalised")
+        self.workflow.connect(anatomy.first, "facts", node, "normalised_facts")
+        return replace(anatomy, segmented=node)
 
     def _one_a_session(self) -> list[AnatFile]:
         """The image of every session that has one of its own."""
@@ -139,3 +165,11 @@ class AnatomyBuilder:
             self.workflow.connect(one, "outputs", gather, f"in{number}")
         self.workflow.connect(gather, "out", node, "prepared")
         return subject, node
+
+
+def _has_tissues(template: Template) -> bool:
+    """Whether the template has maps to segment by; one that has none is still good for all else."""
+    try:
+        return bool(tissue_files(template))
+    except ResourceUnavailableError:
+        return False

@@ -26,7 +26,6 @@ from nipype.pipeline import engine as pe
 from tractode.bids.found import Correction
 from tractode.bids.query import DwiRun, Participant
 from tractode.bids.templates import BUILT_IN, Template, find_template
-from tractode.bids.tissues import need_tissue_source
 from tractode.errors import MissingInputError
 from tractode.interfaces.coregistration import CoregisterToAnat, CoregisterToTemplate
 from tractode.interfaces.distortion import EstimateField
@@ -35,7 +34,6 @@ from tractode.interfaces.generation import Generate
 from tractode.interfaces.methods import is_generative, method_of
 from tractode.interfaces.normalisation import NormaliseDwi
 from tractode.interfaces.refinement import RefineOrientations
-from tractode.interfaces.regions import CarryRegions
 from tractode.interfaces.sensitivity import MapSensitivity
 from tractode.interfaces.step import Job, Step
 from tractode.interfaces.tractography import Track
@@ -45,6 +43,7 @@ from tractode.workflows.anatomy import Anatomy, AnatomyBuilder
 from tractode.workflows.bundles import bundle_nodes, needs_built_in
 from tractode.workflows.models import Fits, model_nodes
 from tractode.workflows.preprocessing import policy_of, prepared_node
+from tractode.workflows.tissues import carry_regions, connect_tissues, measure_boundary
 from tractode.workflows.tracking import generation_of, plan_of, region_names
 
 SENSITIVITY_SEEDS, SLOPPY_SEEDS = 50_000, 5_000
@@ -122,6 +121,7 @@ class _Builder:
         prepared = prepared_node(run, settings, corrections, list(fields), self.workflow, self._node)
         fits = model_nodes(run, prepared, settings, self.workflow, self._node)
         links = self._links(run, prepared, anatomy)
+        measure_boundary(run, prepared, links.to_anat, anatomy, self.workflow, self._node)
         regions = self._regions(run, prepared, links) if settings.tracking else None
         fod = self._orientations(run, prepared, fits)
         tracks = self._tracks(run, prepared, fod, fits, regions, links)
@@ -179,20 +179,10 @@ class _Builder:
         named = region_names(settings)
         if not named and settings.act == "none":
             return None
-        interface = CarryRegions(run=run, regions=named, tissues=settings.act)
-        if settings.act == "labels":
-            if links.anatomy is None:
-                raise MissingInputError(
-                    f"{run.name} has no anatomical image, and the tissues of --act labels are in its space",
-                    id="E-TISSUE-ANAT",
-                    path=run.path,
-                    needed="the T1w (or --anat-modality) image that the labels were made from",
-                    fix="add it to the dataset, or use --act template",
-                )
-            source = need_tissue_source(settings.bids_dir, self.job.participant, run.session, settings.derivatives)
-            interface.inputs.tissues, interface.inputs.tissue_path = source.kind, str(source.path)
+        interface = carry_regions(run, named, settings, self.job.participant, links.anatomy)
         node = self._node(interface, f"{run.name}_carry-regions", run.name, 2.0)
         self.workflow.connect(prepared, "outputs", node, "prepared")
+        connect_tissues(self.workflow, node, links.anatomy)
         if self.templates:
             interface.inputs.template = self.templates[0]
             self._connect_links(links, self.templates[0], node)

@@ -72,6 +72,7 @@ def prepared_node(
         run=run,
         policy=policy_of(settings),
         plan=preprocess_of(settings),
+        mask_method=settings.dwi_mask,
         accept_gradients=settings.accept_gradients,
         apply_gradient_fix=settings.apply_gradient_fix or "",
         corrections={correction.run.name: correction for correction in corrections},
