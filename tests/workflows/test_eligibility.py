@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,8 @@ def test_the_bound_on_memory_holds_for_a_large_series_and_grows_with_the_data() 
     settings = parse(["/in", "/out", "participant"]).settings
     small = step_memory_gb((96, 96, 60, 33), ("dti", "csd"), settings)
     assert max(small.values()) < 3
+    large = step_memory_gb(HCP, tuple(MODELS), replace(settings, output_spaces=()), is_raw=False)
+    assert max(large.values()) * 2**30 < 8e9, large
     for name in MODELS:
         bound = fit_memory_gb(HCP, MODELS[name], "bootstrap")
         assert fit_memory_gb((96, 96, 60, 33), MODELS[name]) < bound < 8, name

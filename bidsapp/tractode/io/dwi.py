@@ -195,7 +195,7 @@ def _clean(signal: Float[Tensor, "n i j k"], is_b0: np.ndarray, nii: Path) -> tu
                 f"{nii.name}: {int(negative.sum())} values ({100 * float(negative.float().mean()):.3g} % of all, {100 * share:.3g} % in the head) are negative and were set to 0",
             )
         )
-        signal = signal.clamp(min=0)
+        signal.clamp_(min=0)  # in place: the values are ours, and another copy of a large series would not fit
     return signal, mask, notes
 
 

@@ -31,8 +31,8 @@ def step_memory_gb(
     n_voxels, scan = math.prod(shape[:3]), math.prod(shape) * 4 / _GIB
     fods = n_voxels * _SH_COMPONENTS * 4 / _GIB
     steps = {
-        # The series, its brain as float64 tiles, and what a check or an interpolation makes of one volume at a time.
-        "reading and checking": _WORKER_GB + (1 + 2 * _BRAIN) * scan + 0.2,
+        # The series once, its b=0 volumes again, and a truth value of every value; one more where distortion is corrected.
+        "reading and checking": _WORKER_GB + (2.4 if is_raw else 1.4) * scan + 0.3,
     }
     if is_raw and (settings.denoise, settings.unring, settings.motion) != ("none", "none", "none"):
         # Denoising holds the series twice voxel by voxel, and twice volume by volume; the other steps an old and a new one.
