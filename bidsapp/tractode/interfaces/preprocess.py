@@ -271,7 +271,8 @@ def even(scan: DWI, reference: Image, plan: PreprocessPlan, steps: Steps, done_b
     low, high = (float(torch.quantile(inside[:: max(1, len(inside) // 500_000)], q)) for q in (0.02, 0.98))
     steps.did("bias", f"divided by a smooth field of {low:.2f} to {high:.2f} (2nd to 98th percentile in the brain)",
               percentiles=[_plain(low), _plain(high)])  # fmt: skip
-    return replace(scan, signal=scan.signal / found.values[0].to(scan.signal).clamp_min(0.05)), found
+    # In place: the series is this step's own, and may be all that fits.
+    return replace(scan, signal=scan.signal.div_(found.values[0].to(scan.signal).clamp_min(0.05))), found
 
 
 def _plain(value: float) -> float:

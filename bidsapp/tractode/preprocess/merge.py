@@ -1,9 +1,9 @@
 """Corrected series of one session put together on one grid, at one brightness.
 
 Each series is resampled once, straight onto the first one's grid: the rigid way between the two joins its motion, eddy currents and
-susceptibility in the one interpolation (`resample`). The ways come from the field's estimate where one field serves both, else from
-registering the mean b=0 images by local structure (`registration.refine`). Brightness: M. Cieslak et al., *QSIPrep*, Nature Methods
-18:775 (2021), doi:10.1038/s41592-021-01185-5 (b=0 images of all series to one mean).
+susceptibility in the one interpolation (`resample`). The way starts from the field's estimate where one field serves both, else from the
+headers, and is refined by registering the corrected mean b=0 images as volumes of one series are (`motion`). Brightness: M. Cieslak et
+al., *QSIPrep*, Nature Methods 18:775 (2021), doi:10.1038/s41592-021-01185-5 (b=0 images of all series to one mean).
 
 Departures: one factor a series, the ratio of the medians of its b=0 and the first one's over the brain, so that no image is reshaped.
 """
@@ -18,13 +18,21 @@ import torch
 
 from tractode.errors import InputDataError
 from tractode.fields import DWI, Affine, GradientTable, Image
-from tractode.registration.refine import refine
+from tractode.preprocess.motion import MotionSettings, correct_motion
 
 
-def way_between(first: Image, other: Image, first_mask: Image) -> Affine:
-    """Rigid, from the first b=0 image's space to the other's; both as good as undistorted, and near one another."""
-    start = Affine(torch.eye(4, dtype=torch.float64), first.grid.space, other.grid.space)
-    return refine(first, other, [start], fixed_mask=first_mask)
+def way_between(first: Image, other: Image, first_mask: Image, start: Affine | None = None) -> Affine:
+    """Rigid, from the first b=0 image's space to the other's, both as good as undistorted.
+
+    ``start`` is where the search begins; without it, where the headers say. The two are registered as volumes of one series are.
+    """
+    start = start or Affine(torch.eye(4, dtype=torch.float64), first.grid.space, other.grid.space)
+    seen = other.sample(start.map(first.grid.centres(torch.float64)).float(), outside="nearest").movedim(-1, 0)
+    table = GradientTable(torch.zeros(2), torch.zeros(2, 3), torch.ones(2, dtype=torch.bool))
+    pair = DWI(first.grid, torch.cat([first.values[:1], seen]).float(), table, first_mask.mask)
+    own, its = correct_motion(pair, None, MotionSettings(eddy=False, outliers=None)).transforms()
+    matrix = start.matrix @ its.matrix @ torch.linalg.inv(own.matrix)
+    return Affine(matrix, first.grid.space, other.grid.space)
 
 
 def merged(series: Sequence[DWI]) -> tuple[DWI, list[float]]:
