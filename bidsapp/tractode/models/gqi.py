@@ -3,8 +3,8 @@
 Yeh, Wedeen & Tseng, *Generalized q-sampling imaging*, IEEE TMI 2010, doi:10.1109/TMI.2010.2045126; quantitative anisotropy
 of Yeh et al., *Deterministic diffusion fiber tracking improved by quantitative anisotropy*, PLoS ONE 2013,
 doi:10.1371/journal.pone.0080713. Departures: the distribution is kept as spherical harmonics, whose factors follow from the
-kernel by the Funk–Hecke theorem, instead of values at directions; it is the mean over volumes and not their sum; quantitative
-anisotropy is in units of the signal (the paper's scale Z0, which makes free water 1, needs a whole scan).
+kernel by the Funk–Hecke theorem, instead of values at directions; it is the mean over volumes and not their sum, and its map
+has an integral of 1; quantitative anisotropy is in units of the signal (the paper's scale Z0, which makes free water 1, needs a whole scan).
 """
 
 from __future__ import annotations
@@ -48,15 +48,21 @@ class GQI(OrientationModel):
     needs: ClassVar[Needs] = Needs(directions=15, volumes=15)
     recovers: ClassVar[float] = 1e-8
     maps: ClassVar[tuple[MapSpec, ...]] = (
-        MapSpec("odf", "Spin distribution by generalised q-sampling", "arbitrary", components="sh", invariant=False),
+        MapSpec(
+            "odf",
+            "Spin distribution by generalised q-sampling (integral 1)",
+            "arbitrary",
+            components="sh",
+            invariant=False,
+        ),
         MapSpec("gfa", "Generalised fractional anisotropy of the spin distribution", "arbitrary", is_norm=True),
         MapSpec(
             "qa",
-            "Quantitative anisotropy: largest less smallest value of the spin distribution",
+            "Quantitative anisotropy: largest less smallest value of the spin distribution, in units of the signal",
             "arbitrary",
             is_norm=True,
         ),
-        MapSpec("iso", "Isotropic part: smallest value of the spin distribution", "arbitrary"),
+        MapSpec("iso", "Isotropic part: smallest value of the spin distribution, in units of the signal", "arbitrary"),
     )
 
     @classmethod
@@ -96,7 +102,12 @@ class GQI(OrientationModel):
 
     def to_maps(self, params: Float[Tensor, "v l"]) -> dict[str, Float[Tensor, "v _"]]:
         low = sh_extrema.smallest(params)[0]
-        return {"odf": params, "gfa": odf.gfa(params), "qa": sh_extrema.largest(params)[0] - low, "iso": low}
+        return {
+            "odf": odf.of_unit_integral(params),
+            "gfa": odf.gfa(params),
+            "qa": sh_extrema.largest(params)[0] - low,
+            "iso": low,
+        }
 
     def to_sh(self, params: Float[Tensor, "v l"], order: int) -> Float[Tensor, "v l2"]:
         """Scaled to an integral of 1."""
