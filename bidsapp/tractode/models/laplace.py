@@ -96,7 +96,9 @@ def linearised(
 
     slopes = iter(slope * noise.spread for slope in _slopes(signal, columns))
     deviations = {
-        name: torch.stack([next(slopes).norm(dim=-1) for _ in range(values.shape[-1])], dim=-1)
+        name: torch.stack(
+            [next(slopes).nan_to_num(0.0, 0.0, 0.0).norm(dim=-1) for _ in range(values.shape[-1])], dim=-1
+        )
         for name, values in at.scalars.items()
     }
     cones = {}

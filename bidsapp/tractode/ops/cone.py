@@ -33,7 +33,7 @@ def of_normal(covariance: Float[Tensor, "v 2 2"], level: float = 0.9) -> Float[T
     split = (spread.square() - product).clamp(min=0).sqrt()
     largest, least = (spread + split).clamp(min=0), (spread - split).clamp(min=0)
     tiny = torch.finfo(covariance.dtype).tiny
-    place = (least / largest.clamp(min=tiny)).sqrt().clamp(0, 1) * (_N_RATIOS - 1)
+    place = (least / largest.clamp(min=tiny)).sqrt().nan_to_num(1.0).clamp(0, 1) * (_N_RATIOS - 1)
     table = _radii(level).to(covariance)
     low = place.floor().long().clamp(max=_N_RATIOS - 2)
     radius = torch.lerp(table[low], table[low + 1], place - low)
@@ -42,8 +42,10 @@ def of_normal(covariance: Float[Tensor, "v 2 2"], level: float = 0.9) -> Float[T
 
 def of_samples(axis: Float[Tensor, "v 3"], samples: Float[Tensor, "n v 3"], level: float = 0.9) -> Float[Tensor, " v"]:
     """Half-angle (rad) about ``axis`` that holds the share ``level`` of the samples; signs do not matter."""
-    angles = sphere.angle(axis.expand_as(samples), samples)
-    return torch.quantile(angles, level, dim=0).clamp(max=widest(level))
+    angles, n = sphere.angle(axis.expand_as(samples), samples), len(samples)
+    # The k-th of n samples holds the share k / (n + 1) of all that could have been drawn.
+    rank = min(max(level * (n + 1) - 1, 0.0) / max(n - 1, 1), 1.0)
+    return torch.quantile(angles, rank, dim=0).clamp(max=widest(level))
 
 
 @cache
