@@ -41,7 +41,7 @@ class MSMTCSD(OrientationModel):
     order: int = 8
 
     label: ClassVar[str] = "msmtcsd"
-    citation: ClassVar[str] = "Jeurissen2014"
+    citation: ClassVar[str] = "jeurissen2014msmt"
     recovers: ClassVar[float] = 1e-3
     needs: ClassVar[Needs] = Needs(shells=1, directions=6, volumes=6, schemes=SHELLED)
     maps: ClassVar[tuple[MapSpec, ...]] = (
