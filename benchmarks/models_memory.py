@@ -1,4 +1,4 @@
-"""Memory of fitting one scan of HCP's size, by the app's own step, beside the bound that is printed before a run starts.
+"""Memory of reading and fitting one scan of HCP's size, by the app's own steps, beside the bound that is printed before a run starts.
 
     python benchmarks/models_memory.py --output benchmarks/results/models_memory.json
 
@@ -15,6 +15,7 @@ import math
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ from measure import meta, watch
 
 SHAPE, N_DIRECTIONS, N_B0, BVALS = (145, 174, 145), 90, 18, (1000.0, 2000.0, 3000.0)
 LIMIT_GB = 8.0
+PREPARE = "prepare"
 SIGNALS = 512  # different voxels; noise makes each its own
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["dti", "dki", "msmt_csd", "csd"])
+    parser.add_argument("--models", nargs="+", default=["prepare", "dti", "dki", "msmt_csd", "csd"],
+        help="names of models; prepare: reading and checking the scan, which is preprocessed",
+    )  # fmt: skip
     parser.add_argument("--shape", type=int, nargs=3, default=SHAPE)
     parser.add_argument("--directions", type=int, default=N_DIRECTIONS, help="of each shell")
     parser.add_argument("--uncertainty", default="none")
@@ -61,19 +65,25 @@ def main() -> int:
 def measured(work: Path, name: str, facts: dict[str, Any], uncertainty: str) -> dict[str, Any]:
     """Peak of the process tree of one step, and what the app would have said beforehand."""
     from tractode.models import MODELS
-    from tractode.workflows.memory import fit_memory_gb
+    from tractode.settings import Settings
+    from tractode.workflows.memory import fit_memory_gb, step_memory_gb
 
     command = [sys.executable, __file__, "--work", str(work), "--fit", name, "--uncertainty", uncertainty]
     run = watch(command, {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")})
     if run.exit_code:
         raise SystemExit(run.output)
-    bound = fit_memory_gb([*facts["shape"], facts["n_volumes"]], MODELS[name], uncertainty)
-    peak = round(run.peak_rss_mb / 1024, 2)
+    shape = [*facts["shape"], facts["n_volumes"]]
+    if name == PREPARE:
+        settings = Settings(work, work, output_spaces=())
+        bound = step_memory_gb(shape, (), settings, is_raw=False)["reading and checking"]
+    else:
+        bound = fit_memory_gb(shape, MODELS[name], uncertainty)
+    peak = round(run.peak_rss_mb * 2**20 / 1e9, 2)
     return {
         "n": facts["n_voxels"],
         "peak_gb": peak,
-        "bound_gb": round(bound, 2),
-        "within_bound": peak <= bound,
+        "bound_gb": round(bound * 2**30 / 1e9, 2),
+        "within_bound": peak <= bound * 2**30 / 1e9,
         "within_limit": peak <= LIMIT_GB,
         "seconds": run.seconds,
     }
@@ -135,7 +145,9 @@ def fit(work: Path, name: str, uncertainty: str) -> None:
     """One step of the app, as its worker runs it."""
     from tractode.bids.query import DwiRun
     from tractode.interfaces.model import FitModel
+    from tractode.interfaces.scan import PrepareDwi
     from tractode.interfaces.step import Job
+    from tractode.io.dwi import IngestPolicy
 
     prepared = {role: str(work / f"dwi.{role}") for role in ("bval", "bvec")}
     prepared |= {"dwi": str(work / "dwi.nii.gz"), "mask": str(work / "mask.nii.gz")}
@@ -144,6 +156,10 @@ def fit(work: Path, name: str, uncertainty: str) -> None:
     threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
     job = Job(work, work / "out", "01", "run", "cpu", 0, threads, False)
     os.chdir(work)
+    if name == PREPARE:
+        done = replace(run, done_by="the benchmark")
+        PrepareDwi(job=job, step="sub-01_prepare-dwi", run=done, policy=IngestPolicy(), accept_gradients=True).run()
+        return
     FitModel(job=job, step=f"sub-01_fit-{name}", run=run, prepared=prepared, model=name, uncertainty=uncertainty).run()
 
 
