@@ -16,17 +16,19 @@ from torch import Tensor
 
 from tractode.bids.found import DwiRun
 from tractode.bids.phase_encoding import encoding_of
-from tractode.errors import InputDataError, TractodeError
+from tractode.errors import InputDataError
 from tractode.fields import DWI, Image
 from tractode.preprocess import denoise, motion
 from tractode.preprocess.bias import bias_field
 from tractode.preprocess.distortion import put_right
 from tractode.preprocess.eddy import PhaseEncoding
+from tractode.preprocess.morphology import within
 from tractode.preprocess.motion import MotionEstimate, MotionSettings, correct_motion
 from tractode.preprocess.resample import resample_series
 from tractode.preprocess.unring import fraction_of, is_zero_filled, unring
 
 OFF = "none"
+AROUND_MM = 15.0  # around the brain is denoised too: what motion is found by, and what it may bring in
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,10 @@ class Steps:
         """What a step gives; where it fails and was not asked for outright, nothing, and the reason is kept."""
         try:
             return act()
-        except InputDataError as error:
-            if answer not in ("auto", "on"):
+        except (InputDataError, torch.linalg.LinAlgError) as error:
+            if answer != "auto":
                 raise
-            self.left(name, f"it failed: {error.found}")
+            self.left(name, f"it failed: {error.found if isinstance(error, InputDataError) else error}")
             return None
 
 
@@ -144,7 +146,8 @@ def _denoise(part: Part, plan: PreprocessPlan, device: str) -> None:
     if not steps.wants("denoising", plan.denoise, part.run.done_by, lack):
         return
     settings = denoise.DenoiseSettings(stride=4 if plan.sloppy else 2)
-    found = steps.tried("denoising", plan.denoise, lambda: denoise.denoise(scan.signal.to(device), None, settings))
+    around = torch.from_numpy(within(scan.mask.cpu().numpy(), AROUND_MM, scan.grid.voxel_sizes)).to(device)
+    found = steps.tried("denoising", plan.denoise, lambda: denoise.denoise(scan.signal.to(device), around, settings))
     if found is None:
         return
     part.noise = Image(scan.grid, found.noise.cpu()[None])
@@ -264,7 +267,7 @@ def even(scan: DWI, reference: Image, plan: PreprocessPlan, steps: Steps, done_b
     mask = Image(scan.grid, scan.mask[None])
     try:
         found = bias_field(reference, mask)
-    except TractodeError as error:
+    except InputDataError as error:
         steps.left("bias", f"it failed: {error.found}")
         return scan, None
     inside = found.values[0][scan.mask]
