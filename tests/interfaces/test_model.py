@@ -15,6 +15,7 @@ from tractode.errors import InputDataError, MissingInputError
 from tractode.fields import Image, ImageGrid
 from tractode.interfaces import fitting
 from tractode.interfaces.model import FitModel
+from tractode.interfaces.mtnormalise import NormaliseTissues
 from tractode.interfaces.step import Job
 from tractode.io.gradients import write_gradients
 from tractode.io.nifti import read_image, write_image
@@ -168,3 +169,42 @@ def test_the_group_averages_what_participants_estimated_and_hands_it_out(tmp_pat
     assert [Path(path).name for path in response_files(settings, "msmtcsd")] == [
         f"group_model-msmtcsd_desc-{tissue}_response.txt" for tissue in ("wm", "gm", "csf")
     ]
+
+
+def test_tissues_on_one_scale_are_what_is_followed(
+    tmp_path: Path, oblique_affine: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = (14, 12, 10)
+    grid = ImageGrid(shape, oblique_affine, "sub-01_dwi")
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.rand(3, *shape, generator=generator) + 0.2
+    shares = shares / shares.sum(0) / (4 * torch.pi) ** 0.5
+    shading = (torch.linspace(-0.3, 0.3, 14)[:, None, None] + torch.linspace(-0.2, 0.2, 10)).exp().expand(shape)
+    white = torch.cat([shares[:1], 0.1 * shares[:1].expand(5, -1, -1, -1)]) * shading
+    inside = torch.zeros(1, *shape, dtype=torch.bool)
+    inside[:, 1:-1, 1:-1, 1:-1] = True
+    tissues = {}
+    for name, values in {"wm": white, "gm": shares[1:2] * shading, "csf": shares[2:] * shading}.items():
+        tissues[name] = str(tmp_path / f"{name}.nii.gz")
+        write_image(Path(tissues[name]), Image(grid, values))
+        (tmp_path / f"{name}.json").write_text(json.dumps({"Description": name, "Model": {"Parameters": {}}}))
+    write_image(tmp_path / "mask.nii.gz", Image(grid, inside))
+    job = Job(tmp_path, tmp_path / "out", "01", "run", "cpu", 0, 1, False)
+    run = DwiRun(tmp_path / "x", tmp_path / "x", tmp_path / "x", {}, {"sub": "01", "dir": "AP"}, None, PREFIX)
+    monkeypatch.chdir(tmp_path)
+    step = NormaliseTissues(
+        job=job,
+        step=f"{PREFIX}_mtnormalise",
+        run=run,
+        prepared={"mask": str(tmp_path / "mask.nii.gz")},
+        tissues=tissues,
+    )
+    outputs = step.run().outputs.outputs
+    assert Path(outputs["fod"]).name == f"{PREFIX}_model-msmtcsd_param-wm_desc-mtnorm_dwimap.nii.gz"
+    total = sum(read_image(Path(outputs[name]), "x")[0].values[0] for name in ("wm", "gm", "csf"))[inside[0]]
+    assert float(total.std() / total.mean()) < 0.02, "the shading is gone"
+    field = read_image(Path(outputs["normalisation"]), "x")[0].values[0][inside[0]]
+    assert float((field / shading[inside[0]]).log().std()) < 0.02
+    ratio = read_image(Path(outputs["wm"]), "x")[0].values[:, inside[0]]
+    torch.testing.assert_close(ratio[1], 0.1 * ratio[0], rtol=1e-4, atol=1e-6)
+    assert json.loads(Path(outputs["wm-sidecar"]).read_text())["Balance"].keys() == {"wm", "gm", "csf"}
