@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tractode.cli import disturbance_options
 from tractode.cli.small_command import Parser, exit_code_of
 from tractode.errors import UsageError
 
@@ -115,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_atlas(parser.add_argument_group("bundles of an atlas"))
     _add_distortion(parser.add_argument_group("susceptibility distortion"))
     _add_visits(parser.add_argument_group("movement and sessions"))
+    disturbance_options.add(parser.add_argument_group("disturbances of the dwi"))
     add("--version", action="version", version=__version__)
     return parser
 
@@ -256,6 +258,7 @@ def _settings(options: argparse.Namespace) -> SimulationSettings:
         session_movement=MovementSettings(options.session_movement, options.session_movement),
         growth=options.growth,
         atlas=None if options.atlas is None else _atlas(options),
+        disturbance=disturbance_options.settings(options),
     )
 
 

@@ -25,7 +25,7 @@ from tractode.ops import volume_pose as pose
 from tractode.preprocess.eddy import geometry
 from tractode.preprocess.joining import joined
 from tractode.preprocess.level import Level, stepped
-from tractode.preprocess.outliers import deviations, outlying, slice_losses
+from tractode.preprocess.outliers import deviations, kinds, outlying, slice_losses
 from tractode.preprocess.prediction import Process, fitted, left_out, predicted
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ _FARTHEST = 9.0  # mm; a step moves nothing within _ARM mm of the centre farther
 _ARM = 60.0
 _SHORT_MM = 0.003  # a shorter step is the last one
 _LEAST_POINTS = 100
+_QUADRATIC = 0.3  # of what is expected of a linear eddy term, that of a quadratic one
 _LEAST_EDDY = 12  # weighted volumes from which eddy terms are held near what the gradients say
 _JOINING = 2.0  # mm; smoothing for the way between b=0 and weighted volumes
 
@@ -72,8 +73,11 @@ class Rounds:
         self.level: Level | None = None
         self.is_b0 = scan.gtab.is_b0.cpu()
         self.n_terms = self._eddy_terms()
+        self.kinds = kinds(scan.gtab)
+        self.n_alike = {volume: len(index) for index in self.kinds for volume in index.tolist()}
         self.expected = torch.zeros(n, 9, dtype=torch.float64)
-        self.spread = torch.full((9,), settings.eddy_mm, dtype=torch.float64)
+        self.loosest = torch.tensor([1.0] * 3 + [_QUADRATIC] * 6, dtype=torch.float64) * settings.eddy_mm
+        self.spread = self.loosest
 
     def _eddy_terms(self) -> int:
         """How many of the eddy terms are sought."""
@@ -186,7 +190,7 @@ class Rounds:
         level, wanted, n_eddy = self.level, self.prediction[volume], 0 if self.is_b0[volume] else self.n_terms
         soft = level.smoothed(self._volume(volume))
         aim, gradient = wanted.reshape(-1)[level.chosen], level.gradient(wanted)[level.chosen]
-        correlation = 1.0
+        correlation, before = 1.0, (self.motion[volume].clone(), self.eddy[volume].clone())
         for _ in range(self.settings.steps):
             seen, index = self._read(soft, volume, level.points)
             inside = interpolate.inside(self.scan.grid.shape, index, margin=0.5)
@@ -201,7 +205,16 @@ class Rounds:
             self.eddy[volume, :n_eddy] += eddy
             if float(step[:3].norm()) < _SHORT_MM and float(step[3:].norm()) < _SHORT_MM / 100:
                 break
+        self._hold(volume, *before)
         return correlation
+
+    def _hold(self, volume: int, motion: Float[Tensor, " 6"], eddy: Float[Tensor, " 9"]) -> None:
+        """Goes only as far as all volumes of a kind must go for them to meet, each having gone towards the mean of the others."""
+        n = self.n_alike[volume]
+        share = (n - 1) / n
+        change = pose.then(self.motion[volume : volume + 1], pose.inverse(motion[None])) * share
+        self.motion[volume] = pose.then(change, motion[None])[0]
+        self.eddy[volume] = eddy + share * (self.eddy[volume] - eddy)
 
     def _eddy_columns(self, gradient: Tensor, index: Tensor, volume: int, n: int) -> Float[Tensor, "p e"]:
         """What the volume, brought to the reference, changes by for a unit of each eddy term."""
@@ -224,18 +237,20 @@ class Rounds:
     def _expect_eddy(self) -> None:
         """Eddy currents follow the gradients: what is expected is linear in them, and the rest is a deviation from it.
 
-        What all weighted volumes have in common cannot be told from the shape of the head as they show it; it is taken to be nought.
+        What all volumes of a shell have in common cannot be told from the shape of the head as they show it; it is taken to be nought.
         """
-        weighted = ~self.is_b0
-        if self.n_terms == 0 or int(weighted.sum()) < _LEAST_EDDY:
+        weighted = (~self.is_b0).nonzero()[:, 0]
+        if self.n_terms == 0 or len(weighted) < _LEAST_EDDY:
             return
         strength = self.scan.gtab.bvals[weighted].double().sqrt()[:, None] * self.scan.gtab.bvecs[weighted].double()
-        design = torch.cat((strength / strength.norm(dim=-1).amax(), torch.ones(len(strength), 1).double()), dim=-1)
+        shells = [index for index in self.kinds if not self.is_b0[index[0]]]
+        own = torch.stack([torch.isin(weighted, index) for index in shells], dim=-1).double()
+        design = torch.cat((strength / strength.norm(dim=-1).amax(), own), dim=-1)
         found = torch.linalg.lstsq(design, self.eddy[weighted]).solution
-        self.eddy[weighted] -= found[-1]
+        self.eddy[weighted] -= own @ found[3:]
         self.expected[weighted] = design[:, :3] @ found[:3]
         rest = self.eddy[weighted] - self.expected[weighted]
-        self.spread = (1.4826 * rest.abs().median(0).values).clamp(0.05, self.settings.eddy_mm)
+        self.spread = (0.5 * 1.4826 * rest.abs().median(0).values).clamp_min(0.02).minimum(self.loosest)
 
     def _judge(self) -> None:
         """Finds the slices that lost signal."""
@@ -258,13 +273,19 @@ class Rounds:
     # --- at the end ----------------------------------------------------------------------------------------------------
 
     def _join(self) -> None:
-        """Moves all weighted volumes together to where they lie to the b=0 volumes."""
+        """Moves the volumes of each shell together to where they lie to the b=0 volumes."""
         if not bool(self.is_b0.any()) or bool(self.is_b0.all()):
             return
         self.level = Level(self.scan.grid, self.scan.mask, _JOINING, self.settings.points)
         aligned = self._aligned()
-        unweighted, weighted = aligned[self.is_b0].mean(0), aligned[~self.is_b0].mean(0)
-        self.motion = joined(self.motion, self.is_b0, self.level, unweighted, weighted, self.place.centre)
+        unweighted, known = aligned[self.is_b0].mean(0), self.is_b0.clone()
+        for index in self.kinds:
+            if not self.is_b0[index[0]]:
+                own = torch.zeros_like(known)
+                own[index] = True
+                mean = aligned[index].mean(0)
+                self.motion = joined(self.motion, known, own, self.level, unweighted, mean, self.place.centre)
+                known |= own
 
     def _anchor(self) -> None:
         """The reference becomes where the head lay in the mean of the b=0 volumes (without any, of all volumes)."""

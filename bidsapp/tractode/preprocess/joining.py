@@ -1,9 +1,9 @@
-"""How the weighted volumes lie to the b=0 volumes: by their contrasts, and by the time at which they were scanned.
+"""How the volumes of a shell lie to the b=0 volumes: by their contrasts, and by the time at which they were scanned.
 
 By contrast: the weighted mean as a function of the b=0 image (A. Roche et al., *The correlation ratio as a new similarity measure for
 multimodal image registration*, MICCAI 1998, doi:10.1007/BFb0056301), rigidly, by Gauss–Newton. It is off by a few tenths of a millimetre,
-whatever the noise: the two images are smooth to different degrees. By time: a b=0 volume lies near the volumes before and after it. How
-near, the steps between the weighted volumes say. The two are averaged by their precisions, each component of the motion by itself.
+whatever the noise: the two images are smooth to different degrees. By time: a volume lies near the ones before and after it. How near, the
+steps between volumes of one shell say. The two are averaged by their precisions, each component of the motion by itself.
 """
 
 from __future__ import annotations
@@ -26,52 +26,56 @@ _CONTRAST = (0.3, 0.3, 0.3, 0.004, 0.004, 0.004)
 
 def joined(
     motion: Float[Tensor, "n 6"],
-    is_b0: Bool[Tensor, " n"],
+    known: Bool[Tensor, " n"],
+    own: Bool[Tensor, " n"],
     level: Level,
     unweighted: Float[Tensor, "i j k"],
     weighted: Float[Tensor, "i j k"],
     centre: Float[Tensor, " 3"],
 ) -> Float[Tensor, "n 6"]:
-    """The motions with all weighted volumes moved together; the images are the means as they are aligned so far."""
+    """The motions with a shell's ``own`` volumes moved together.
+
+    ``known`` are those that lie right already: the b=0 volumes and shells joined before. The images are the means of the b=0 volumes and
+    of the shell, as they are aligned so far.
+    """
     by_contrast = between(level, unweighted, weighted, centre)
-    by_time, deviation = in_time(motion, is_b0)
-    own, other = torch.tensor(_CONTRAST).double().square().reciprocal(), deviation.square().reciprocal()
-    change = (own * by_contrast + other * by_time) / (own + other)
+    by_time, deviation = in_time(motion, known, own)
+    precision, other = torch.tensor(_CONTRAST).double().square().reciprocal(), deviation.square().reciprocal()
+    change = (precision * by_contrast + other * by_time) / (precision + other)
     out = motion.clone()
-    out[~is_b0] = pose.then(change.expand(int((~is_b0).sum()), -1), motion[~is_b0])
+    out[own] = pose.then(change.expand(int(own.sum()), -1), motion[own])
     return out
 
 
 def in_time(
-    motion: Float[Tensor, "n 6"], is_b0: Bool[Tensor, " n"]
+    motion: Float[Tensor, "n 6"], known: Bool[Tensor, " n"], own: Bool[Tensor, " n"]
 ) -> tuple[Float[Tensor, "1 6"], Float[Tensor, " 6"]]:
-    """The change of the reference of the weighted volumes by which b=0 volumes lie nearest to their neighbours in time, and its
-    standard deviation (infinite where they have none)."""
-    steps = _steps(motion, ~is_b0)
-    near = _neighbours(is_b0)
+    """The change of the reference of a shell's volumes by which they lie nearest to their neighbours in time, and its standard
+    deviation (infinite where they have none)."""
+    steps = _steps(motion, own, known)
+    near = _neighbours(known, own)
     if not len(near) or len(steps) < 3:
         return torch.zeros(1, 6).double(), torch.full((6,), math.inf).double()
-    b0, beside = near.unbind(-1)
-    # change, then the weighted volume's motion, is to be the b=0 volume's.
-    apart = pose.then(motion[b0], pose.inverse(motion[beside]))
+    there, here = near.unbind(-1)
+    # change, then the shell's volume's motion, is to be its neighbour's.
+    apart = pose.then(motion[there], pose.inverse(motion[here]))
     spread = 1.4826 * steps.abs().median(0).values
-    # Steps are few and jumps are not among the median; half of it more, and no less than a little.
-    deviation = 1.5 * spread / math.sqrt(len(torch.unique(b0))) + torch.tensor([0.02] * 3 + [0.0003] * 3).double()
+    # Jumps are not in the median; half of it more, and no less than a little.
+    deviation = 1.5 * spread / math.sqrt(len(near)) + torch.tensor([0.02] * 3 + [0.0003] * 3).double()
     return apart.median(0, keepdim=True).values, deviation
 
 
-def _steps(motion: Float[Tensor, "n 6"], which: Bool[Tensor, " n"]) -> Float[Tensor, "s 6"]:
-    """From volume to next volume, both of one kind."""
-    both = which[1:] & which[:-1]
+def _steps(motion: Float[Tensor, "n 6"], own: Bool[Tensor, " n"], known: Bool[Tensor, " n"]) -> Float[Tensor, "s 6"]:
+    """From volume to next volume, where how the two lie to each other is known."""
+    both = (own[1:] & own[:-1]) | (known[1:] & known[:-1])
     return motion.diff(dim=0)[both]
 
 
-def _neighbours(is_b0: Bool[Tensor, " n"]) -> Int[Tensor, "p 2"]:
-    """Pairs of a b=0 volume and a weighted one right before or after it."""
-    places = torch.arange(len(is_b0))
-    turns = (is_b0[1:] != is_b0[:-1]).nonzero()[:, 0]
-    pairs = torch.stack((places[turns], places[turns + 1]), dim=-1)
-    return torch.where(is_b0[pairs[:, :1]], pairs, pairs.flip(-1))
+def _neighbours(known: Bool[Tensor, " n"], own: Bool[Tensor, " n"]) -> Int[Tensor, "p 2"]:
+    """Pairs of a known volume and one of the shell's right before or after it."""
+    places = torch.arange(len(known))
+    pairs = torch.cat((torch.stack((places[:-1], places[1:]), -1), torch.stack((places[1:], places[:-1]), -1)))
+    return pairs[known[pairs[:, 0]] & own[pairs[:, 1]]]
 
 
 def between(

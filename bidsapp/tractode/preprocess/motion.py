@@ -62,7 +62,7 @@ class MotionSettings:
     steps: int = 4
     points: int = 40_000
     eddy: bool = True
-    quadratic_from: int = 30
+    quadratic_from: int = 12
     eddy_mm: float = 2.0
     outliers: OutlierSettings | None = field(default_factory=OutlierSettings)
     slice_axis: int = 2

@@ -41,6 +41,7 @@ def unring(
     slice_axis: int = 2,
     fraction: float = 1.0,
     encoding_axis: int | None = None,
+    axes: tuple[int, ...] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Float[Tensor, "n i j k"]:
     """The series without ringing in the plane of its slices.
@@ -51,6 +52,8 @@ def unring(
         Stored axis (0, 1, 2) across the slices.
     fraction
         Share of the lines along ``encoding_axis`` that were measured, the rest filled with zeros: 5/8, 6/8, 7/8, or 1 for all of them.
+    axes
+        Stored axes that ring; None: both axes of the plane.
 
     Raises
     ------
@@ -60,12 +63,13 @@ def unring(
     settings = settings or UnringSettings()
     rest = [axis for axis in range(3) if axis != slice_axis]
     partial = _partial(fraction, encoding_axis, rest)
+    ringing = tuple(rest.index(axis) for axis in (rest if axes is None else axes) if axis in rest)
     images = signal.movedim(slice_axis + 1, 1)
     shape = images.shape
     flat = images.reshape(-1, *shape[2:])
     parts = []
     for begin in range(0, len(flat), _TILE):
-        parts.append(unring_slices(flat[begin : begin + _TILE], settings, partial))
+        parts.append(unring_slices(flat[begin : begin + _TILE], settings, partial, ringing))
         progress(min(begin + _TILE, len(flat)), len(flat))
     return torch.cat(parts).reshape(shape).movedim(1, slice_axis + 1).contiguous()
 
@@ -93,7 +97,10 @@ def fraction_of(metadata: Mapping[str, Any]) -> float:
 
 
 def unring_slices(
-    images: Float[Tensor, "b x y"], settings: UnringSettings, partial: tuple[int, int, int] | None = None
+    images: Float[Tensor, "b x y"],
+    settings: UnringSettings,
+    partial: tuple[int, int, int] | None = None,
+    axes: tuple[int, ...] = (0, 1),
 ) -> Float[Tensor, "b x y"]:
     """Slices without ringing: each axis treated in the part of the image in which the other axis does not ring (eq. 5)."""
     spectrum = torch.fft.fft2(images)
@@ -105,7 +112,7 @@ def unring_slices(
     first = torch.fft.ifft2(spectrum * share).real
     second = images - first
     lines = [first.mT.contiguous(), second.contiguous()]
-    for axis in (0, 1):
+    for axis in axes:
         if partial is not None and partial[0] == axis:
             lines[axis] = _wider(lines[axis], settings, partial[1], partial[2])
         lines[axis] = unring_lines(lines[axis], settings)
@@ -154,16 +161,24 @@ def _wider(
     return unring_lines(phases, settings).mT.flatten(-2)[..., ::finer].contiguous()
 
 
-def is_zero_filled(signal: Float[Tensor, "n i j k"], slice_axis: int = 2, share: float = 1e-3) -> bool:
-    """Whether slices were made finer by zero-filling: hardly any of their changes at the highest frequencies of either axis.
+def zero_filled_axes(signal: Float[Tensor, "n i j k"], slice_axis: int = 2, share: float = 0.02) -> tuple[int, ...]:
+    """Stored axes in the plane along which slices were made finer by zero-filling: hardly any power at their highest frequencies.
 
-    Such slices ring over more than two voxels, which shifts within one voxel cannot mend: they should be left alone.
+    They ring over more than two voxels, which shifts within one voxel cannot mend: leave them out of ``axes``.
     """
     images = signal[:1].movedim(slice_axis + 1, 1)[0]
-    images = images[len(images) // 4 : max(3 * len(images) // 4, 1)].to(torch.float32)
+    images = images[len(images) // 4 : max(3 * len(images) // 4, len(images) // 4 + 1)].to(torch.float32)
     power = torch.fft.fft2(images).abs().square().mean(0)
     x, y = (torch.fft.fftfreq(n, device=signal.device).abs() for n in images.shape[1:])
-    high_x, high_y = (x > 0.42)[:, None] & (y < 0.2), (y > 0.42) & (x < 0.2)[:, None]
-    middle = ((x > 0.2) & (x < 0.3))[:, None] & (y < 0.2)
-    level = power[middle].mean().clamp_min(1e-30)
-    return bool(min(power[high_x].mean(), power[high_y].mean()) / level < share)
+    plane = [axis for axis in range(3) if axis != slice_axis]
+    found = []
+    for axis, along, across, values in ((plane[0], x, y, power), (plane[1], y, x, power.mT)):
+        rows = values[:, across < 0.2].mean(-1)
+        if float(rows[along > 0.42].mean()) < share * float(rows[(along > 0.2) & (along < 0.3)].mean()):
+            found.append(axis)
+    return tuple(found)
+
+
+def is_zero_filled(signal: Float[Tensor, "n i j k"], slice_axis: int = 2) -> bool:
+    """Whether both axes of the slices were made finer by zero-filling, so that there is nothing to be mended."""
+    return len(zero_filled_axes(signal, slice_axis)) == 2

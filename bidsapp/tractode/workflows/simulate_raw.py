@@ -16,6 +16,7 @@ from tractode.io.atomic import atomic_path, write_text
 from tractode.io.gradients import write_gradients
 from tractode.io.nifti import write_image
 from tractode.simulate.contrasts import CONTRASTS
+from tractode.simulate.echo_planar import Encoding
 from tractode.workflows.simulate_settings import DistortionSettings, SimulationSettings
 from tractode.workflows.simulate_visit import Visit
 
@@ -137,6 +138,10 @@ def _series(out: Path, visit: Visit, values: Image, gtab: GradientTable, links: 
     content = _dwi_sidecar()
     if wanted is not None:
         content |= _encoded() | wanted.encoding.sidecar(values.grid) | links.of_dwi()
+    if visit.disturbance is not None:
+        # Eddy currents shift along the encoding, whether or not there is susceptibility.
+        encoding = Encoding() if wanted is None else wanted.encoding
+        content |= {"Description": "Simulated: disturbed during the scan; Rician noise"} | encoding.sidecar(values.grid)
     as_json(sidecar_of(path), content)
 
 

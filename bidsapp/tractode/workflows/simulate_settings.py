@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from tractode.simulate.disturbance import DisturbanceSettings
 from tractode.simulate.echo_planar import Encoding
 from tractode.simulate.field_map import GradientEchoSettings
 from tractode.simulate.poses import MovementSettings
@@ -56,7 +57,8 @@ class SimulationSettings:
     direction of each stored axis; ``oblique_deg`` turns the dwi grid away from the scanner's axes. ``painted`` are anatomical
     images besides the T1w and their voxel sizes, ``movement`` is that of the head between the scans of a session, ``sessions`` (``None``
     for no session folders) that of scanning the same head again, lying elsewhere and with lateral ventricles larger by the share ``growth`` in the
-    last one. ``atlas``: bundles from a folder (``subject.bundles`` are names of those then, ``subject.fibres_per_bundle`` is not used)."""
+    last one. ``atlas``: bundles from a folder (``subject.bundles`` are names of those then, ``subject.fibres_per_bundle`` is not used). ``disturbance`` is what
+    happens during the diffusion series besides susceptibility."""
 
     participants: int = 1
     seed: int = 0
@@ -76,3 +78,4 @@ class SimulationSettings:
     session_movement: MovementSettings = field(default_factory=lambda: MovementSettings(5.0, 4.0))
     growth: float = 0.0
     atlas: AtlasSettings | None = None
+    disturbance: DisturbanceSettings = field(default_factory=DisturbanceSettings)

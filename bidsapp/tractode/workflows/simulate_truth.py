@@ -13,10 +13,19 @@ from tractode.io.tractogram import write_tractogram
 from tractode.io.transforms import write_itk
 from tractode.models.dti import DTI
 from tractode.simulate.subject import Diffusion
+from tractode.workflows.simulate_disturbance import write_disturbance
 from tractode.workflows.simulate_raw import as_json, bare, gradients, image
 from tractode.workflows.simulate_visit import Visit
 
-IGNORED = ("*_xfm.*", "*_dwimap.*", "*_tractogram.*", "*_tract-*", "*_desc-noisefree_dwi.*", "*_desc-truth_fieldmap.*")
+IGNORED = (
+    "*_xfm.*",
+    "*_dwimap.*",
+    "*_tractogram.*",
+    "*_tract-*",
+    "*_desc-noisefree_dwi.*",
+    "*_desc-truth_fieldmap.*",
+    "*_timeseries.*",
+)
 _Namer = Callable[..., Path]
 
 
@@ -33,6 +42,7 @@ def write_truth(out: Path, visit: Visit) -> None:
     _tensor(path, visit)
     _bundles(path, visit.true)
     _fields(path, visit)
+    write_disturbance(path, visit)
 
 
 def _transform(path: Path, one_way: Transform, grid: ImageGrid) -> None:

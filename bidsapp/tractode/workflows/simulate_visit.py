@@ -18,6 +18,7 @@ from tractode.io.gradients import parse_gradients, to_table
 from tractode.simulate import seeds
 from tractode.simulate import subject as head
 from tractode.simulate.contrasts import CONTRASTS, painted
+from tractode.simulate.disturbance import Disturbance, DisturbanceSettings, disturbance, disturbed
 from tractode.simulate.echo_planar import Encoding, distorted, field_on
 from tractode.simulate.field_map import GradientEchoes, gradient_echoes
 from tractode.simulate.gradients import multi_shell
@@ -57,6 +58,7 @@ class Visit:
     reverse: Reversed | None = None
     echoes: tuple[ImageGrid, GradientEchoes] | None = None
     to_first: Affine | Chain | None = None
+    disturbance: Disturbance | None = None
 
     @property
     def run(self) -> str:
@@ -145,17 +147,28 @@ class _Scanner:
         grid = self._grid(settings.resolution, self.shared.axes, self._dwi_margin(), "dwi")
         warp = self._moved("dwi")
         true = head.diffusion(self.brain, grid, _table(settings, grid), warp, self.lines, subject)
-        seen, made = true.signal, {}
+        made: dict[str, Any] = {}
         if settings.distortion is not None:
             field = head_field(self.brain, self.warp, settings.distortion.strength_hz, table=self.table)
-            field_hz = field_on(field, grid, self.poses.get("dwi"))
-            seen = distorted(true.signal, field_hz, settings.distortion.encoding)
-            made = self._beside(settings.distortion, true, field) | {"field_hz": field_hz}
+            made = self._beside(settings.distortion, true, field)
+            made["field_hz"] = field_on(field, grid, self.poses.get("dwi"))
+        seen, happened = self._scanned(true, made.get("field_hz"))
         dwi = head.scanned(true, seen, subject, self._stream("dwi noise"))
         anats = {suffix: self._painted(suffix, size) for suffix, size in settings.painted}
         return Visit(
-            self.entities, self.warp, image, mask, true, dwi, self.poses, anats, to_first=self.to_first, **made
-        )
+            self.entities, self.warp, image, mask, true, dwi, self.poses, anats, to_first=self.to_first, disturbance=happened, **made
+        )  # fmt: skip
+
+    def _scanned(
+        self, true: head.Diffusion, field_hz: Float[Tensor, "i j k"] | None
+    ) -> tuple[Float[Tensor, "n i j k"], Disturbance | None]:
+        """The series without noise as it is scanned, and what happened to it besides susceptibility."""
+        wanted = self.settings.distortion
+        encoding = Encoding() if wanted is None else wanted.encoding
+        if self.settings.disturbance == DisturbanceSettings():
+            return (true.signal if field_hz is None else distorted(true.signal, field_hz, encoding)), None
+        happened = disturbance(true, self.settings.disturbance, self._stream("disturbance"))
+        return disturbed(true, happened, self.settings.subject, encoding, field_hz), happened
 
     def _stream(self, purpose: str) -> torch.Generator:
         return seeds.stream(self.settings.seed, self.number, purpose, self.session)
