@@ -102,7 +102,13 @@ class SignalModel(ABC):
 
 
 class OrientationModel(SignalModel):
-    """A signal model whose parameters describe a distribution of orientations."""
+    """A signal model whose parameters describe a distribution of orientations.
+
+    ``cutoff`` is the amplitude of its map below which trackers stop if none is given; ``None`` leaves that to the tracker,
+    whose own is meant for FODs (a response's density is 1). A distribution that integrates to 1 is 0.08 where it is uniform.
+    """
+
+    cutoff: ClassVar[float | None] = None
 
     @abstractmethod
     def to_sh(self, params: Float[Tensor, "v p"], order: int) -> Float[Tensor, "v l"]:

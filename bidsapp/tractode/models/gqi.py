@@ -47,6 +47,7 @@ class GQI(OrientationModel):
     citation: ClassVar[str] = "Yeh2010"
     needs: ClassVar[Needs] = Needs(directions=15, volumes=15)
     recovers: ClassVar[float] = 1e-8
+    cutoff: ClassVar[float | None] = 0.0875  # a tenth above the uniform distribution
     maps: ClassVar[tuple[MapSpec, ...]] = (
         MapSpec(
             "odf",

@@ -35,6 +35,7 @@ class QBall(OrientationModel):
     citation: ClassVar[str] = "Descoteaux2007"
     needs: ClassVar[Needs] = Needs(directions=15, volumes=15, least_b=500.0, schemes=SHELLED)
     recovers: ClassVar[float] = 2e-2  # the regularisation
+    cutoff: ClassVar[float | None] = 0.0875  # a tenth above the uniform distribution
     maps: ClassVar[tuple[MapSpec, ...]] = (
         MapSpec(
             "odf",

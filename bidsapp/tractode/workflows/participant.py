@@ -212,7 +212,8 @@ class _Builder:
         """The streamlines of every method, followed or generated, that finds its field among the models."""
         nodes, tensor = {}, fits.tensor
         for method in filter(fits.choice.follows, self.settings.tracking):
-            common = {"run": run, "method": method, "plan": plan_of(self.settings)}
+            followed = None if method == "tensordet" else fits.leading
+            common = {"run": run, "method": method, "plan": plan_of(self.settings, followed)}
             common["formats"] = list(self.settings.tractogram_formats)
             if is_generative(method):
                 step: Step = Generate(**common, generation=generation_of(self.settings), template=self._built_in)
@@ -271,7 +272,7 @@ class _Builder:
         model = fits.leading
         if not self.settings.sensitivity or model is None or regions is None:
             return
-        plan, n_seeds = plan_of(self.settings), SLOPPY_SEEDS if self.settings.sloppy else SENSITIVITY_SEEDS
+        plan, n_seeds = plan_of(self.settings, model), SLOPPY_SEEDS if self.settings.sloppy else SENSITIVITY_SEEDS
         interface = MapSensitivity(run=run, model=model, tracker=plan.tracker("sdstream"), n_seeds=n_seeds)
         node = self._node(interface, f"{run.name}_map-sensitivity", run.name, 3.0)
         sources = [(prepared, "prepared"), (fits.nodes[model], "orientations"), (regions, "regions")]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 
+from tractode.contracts import OrientationModel
 from tractode.interfaces.generation_plan import GenerationPlan
 from tractode.interfaces.tracking_plan import TrackingPlan
+from tractode.models import MODELS
 from tractode.settings import Settings
 
 SLOPPY_STREAMLINES = 2000
 
 
-def plan_of(settings: Settings) -> TrackingPlan:
-    """What every tracker of a run is asked for."""
+def plan_of(settings: Settings, orientations: str | None = None) -> TrackingPlan:
+    """What every tracker of a run is asked for, that follows the orientations of this model."""
     wanted = min(SLOPPY_STREAMLINES, settings.n_streamlines) if settings.sloppy else settings.n_streamlines
     return TrackingPlan(
         n_streamlines=None if settings.n_seeds else wanted,
@@ -22,10 +24,16 @@ def plan_of(settings: Settings) -> TrackingPlan:
         step_mm=settings.step_mm,
         angle=None if settings.angle_deg is None else math.radians(settings.angle_deg),
         min_radius=settings.min_radius_mm,
-        cutoff=settings.cutoff,
+        cutoff=settings.cutoff if settings.cutoff is not None else _cutoff_of(orientations),
         min_length=settings.min_length_mm,
         max_length=settings.max_length_mm,
     )
+
+
+def _cutoff_of(orientations: str | None) -> float | None:
+    """The amplitude to stop at that the model asks for; ``None`` for the tracker's own."""
+    kind = None if orientations is None else MODELS[orientations]
+    return kind.cutoff if kind is not None and issubclass(kind, OrientationModel) else None
 
 
 def generation_of(settings: Settings) -> GenerationPlan:
