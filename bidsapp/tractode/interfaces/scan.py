@@ -98,6 +98,7 @@ class PrepareDwi(Step):
         parts: list[Part] = []
         raw: list[dict[str, Any]] = []
         before: list[Glance] = []
+        writer.facts["parts"] = [scan.name for scan in run.parts]
         for scan in run.scans:
             part = self._ingested(scan, writer)
             raw.append(scan_row(part.scan, "raw"))
@@ -113,6 +114,8 @@ class PrepareDwi(Step):
         scan, shading = preprocess.even(scan, reference, plan, steps, run.done_by)
         reference = reference if shading is None else dwi_reference(scan)
         _describe(writer, scan)
+        if run.parts:
+            writer.facts["notes"] += [asdict(note) for note in _combined_notes(run, parts)]
         self._show(writer, parts, scan, reference)
         # The tables and the pictures of preprocessing: none where a caller wants none of it.
         if plan != PreprocessPlan() or run.done_by:
@@ -304,6 +307,15 @@ def _describe(writer: StepWriter, scan: DWI) -> None:
         n_b0=int(scan.gtab.is_b0.sum()),
         brain_ml=round(float(scan.mask.sum()) * float(abs(scan.grid.affine[:3, :3].det())) / 1000, 1),
     )
+
+
+def _combined_notes(run: DwiRun, parts: list[Part]) -> list[Note]:
+    """A warning where runs that are distorted differently were put together as they are."""
+    ways = {(part.encoding.axis, part.encoding.sign) for part in parts if part.encoding is not None}
+    if len(ways) < 2 or all(part.distortion.get("applied") for part in parts):
+        return []
+    text = f"{run.name}: runs of different phase encodings were combined without a correction of their distortion"
+    return [warning("W-COMBINE-DISTORTED", text)]
 
 
 def _distortion_notes(part: Part) -> list[Note]:

@@ -93,6 +93,8 @@ class _Builder:
         self.into_anatomy = len(self.templates) < len(settings.output_spaces)
         self.promised: list[dict[str, str]] = []
         self.corrections = {correction.run.name: correction for correction in participant.corrections}
+        # A step for a part of a combined run belongs to that run.
+        self.owners = {scan.name: run.name for run in participant.runs for scan in run.scans}
         self.fields: dict[tuple[str, ...], pe.Node] = {}
         self.workflow = pe.Workflow(name=f"sub_{participant.label}_wf", base_dir=str(settings.work_dir))
         self.registered = list(self.templates)
@@ -143,7 +145,7 @@ class _Builder:
                 corrections=served, policy=policy_of(self.settings), is_required=self.settings.require_sdc
             )
             step = f"{correction.run.name}_estimate-field-{correction.kind}"
-            node = self._node(interface, step, correction.run.name, 2.0)
+            node = self._node(interface, step, self.owners.get(correction.run.name, correction.run.name), 2.0)
             if correction.kind == "anatomy" and anatomy is not None:
                 node.inputs.anat, node.inputs.anat_space = anatomy.anat, anatomy.space
                 self.workflow.connect(anatomy.prepared, "outputs", node, "prepared_anat")

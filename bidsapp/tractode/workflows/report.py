@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,11 @@ def write_report(output_dir: Path, participant: str) -> Path:
         runs=[
             _run(name, done, records, errors, by_step) for name, done in result.runs.items() if _is_scan(name, by_step)
         ],
-        reportlets=_reportlets(output_dir, [*(r.facts for r in records), *(e.get("facts", {}) for e in errors)]),
+        reportlets=_of_runs(
+            _reportlets(output_dir, [*(r.facts for r in records), *(e.get("facts", {}) for e in errors)]),
+            records,
+            by_step,
+        ),
         plan=[
             (entry["step"], "missing" if entry["step"] in result.missing else "complete")
             for entry in ledger.plan()["steps"]
@@ -152,6 +157,15 @@ def _reportlets(output_dir: Path, facts: Iterable[dict[str, Any]]) -> list[Repor
                 body = path.with_suffix(f".{json.loads(description)['kind']}").read_bytes()
                 found.append(Reportlet.from_files(description, body))
     return found
+
+
+def _of_runs(reportlets: list[Reportlet], records: Iterable[StepRecord], by_step: dict[str, str]) -> list[Reportlet]:
+    """Pictures of the parts of a combined run stand with that run, under the part's name."""
+    owner = {part: by_step[step] for step, known in facts for part in known.get("parts", []) if step in by_step}
+    return [
+        replace(item, run=owner[item.run], title=f"{item.title}, {item.run}") if item.run in owner else item
+        for item in reportlets
+    ]
 
 
 def _provenance(ledger: Ledger, records: list[StepRecord]) -> dict[str, object]:
