@@ -1,0 +1,141 @@
+"""Motion, eddy currents and lost slices of a phantom whose truth is known; what cannot be found is said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.preprocess import phantom_series as phantom
+from torch import Tensor
+
+from tractode.errors import InputDataError
+from tractode.fields import DWI, Affine
+from tractode.ops import volume_pose as pose
+from tractode.preprocess.eddy import PhaseEncoding, geometry
+from tractode.preprocess.motion import MotionEstimate, MotionSettings, correct_motion, framewise_displacement, why_not
+from tractode.preprocess.resample import resample_series
+
+QUICK = MotionSettings(smoothing=(9.0, 6.0, 5.0), points=6000)
+
+
+def _left(scan: DWI, estimate: MotionEstimate, rigid: Tensor, eddy: Tensor) -> Tensor:
+    """Mean distance (mm) in the head between where each volume is read and where it should be, for each volume."""
+    grid, is_b0 = scan.grid, scan.gtab.is_b0
+    points = grid.to_world(scan.mask.nonzero()[::13].double())
+    back = pose.inverse(rigid[is_b0].mean(0, keepdim=True)).expand(len(rigid), -1)
+    truth = geometry(grid, phantom.middle(grid), PhaseEncoding(1)).read_at(points, pose.then(back, rigid), eddy)[0]
+    found = geometry(grid, estimate.centre, PhaseEncoding(1)).read_at(points, estimate.rigid, estimate.eddy)[0]
+    return ((truth - found) * torch.tensor(grid.voxel_sizes).double()).norm(dim=-1).mean(-1)
+
+
+@pytest.fixture(scope="module")
+def disturbed() -> tuple[DWI, Tensor, Tensor, Tensor]:
+    """A scan with motion up to 3 mm and degrees, eddy currents, noise and two slices that lost signal."""
+    from scipy.spatial.transform import Rotation
+
+    affine = torch.eye(4, dtype=torch.float64)
+    turn = torch.tensor(Rotation.from_euler("zyx", [9, -12, 7], degrees=True).as_matrix())
+    affine[:3, :3] = turn @ torch.diag(torch.tensor([-2.0, -2.3, 2.6], dtype=torch.float64))
+    affine[:3, 3] = torch.tensor([31.0, 17.0, -44.0], dtype=torch.float64)
+    gtab = phantom.table()
+    rigid = phantom.motions(len(gtab))
+    response = torch.randn(3, 9, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    eddy = gtab.bvecs @ response * torch.tensor([2.0] * 3 + [0.3] * 6, dtype=torch.float64)
+    scan = phantom.scan(phantom.grid_of(affine), gtab, rigid, eddy, sigma=15.0)
+    lost = torch.zeros(len(gtab), scan.grid.shape[2], dtype=torch.bool)
+    for volume, number, kept in ((5, 12, 0.3), (14, 9, 0.6)):
+        scan.signal[volume, :, :, number] *= kept
+        lost[volume, number] = True
+    return scan, rigid, eddy, lost
+
+
+@pytest.fixture(scope="module")
+def estimate(disturbed: tuple[DWI, Tensor, Tensor, Tensor]) -> MotionEstimate:
+    return correct_motion(disturbed[0], PhaseEncoding(1), QUICK)
+
+
+def test_motion_and_eddy_currents_are_found(
+    disturbed: tuple[DWI, Tensor, Tensor, Tensor], estimate: MotionEstimate
+) -> None:
+    scan, rigid, eddy, _ = disturbed
+    nothing = MotionEstimate(
+        scan.grid, estimate.centre, None, torch.zeros_like(rigid), torch.zeros_like(eddy),
+        estimate.outliers, estimate.scores, estimate.correlation,
+    )  # fmt: skip
+    before, after = _left(scan, nothing, rigid, eddy), _left(scan, estimate, rigid, eddy)
+    assert float(before.mean()) > 1.0
+    assert float(after.mean()) < 0.3
+    assert float(after[scan.gtab.is_b0].mean()) < 0.1
+    assert float(estimate.correlation.min()) > 0.98
+
+
+def test_lost_slices_are_found_and_no_others(
+    disturbed: tuple[DWI, Tensor, Tensor, Tensor], estimate: MotionEstimate
+) -> None:
+    assert torch.equal(estimate.outliers, disturbed[3])
+
+
+def test_the_series_is_put_right_in_one_go(
+    disturbed: tuple[DWI, Tensor, Tensor, Tensor], estimate: MotionEstimate
+) -> None:
+    """Against the head lying still where it lay on average in the b=0 volumes."""
+    scan, rigid, _, _ = disturbed
+    mean = rigid[scan.gtab.is_b0].mean(0, keepdim=True).expand(len(rigid), -1)
+    truth = phantom.scan(scan.grid, estimate.rotated(scan.gtab), mean, torch.zeros(len(rigid), 9).double())
+    found = resample_series(scan, estimate)
+    turn = pose.rotations(mean[:1, 3:])[0]
+    expected = pose.rotations(rigid[:, 3:]).mT @ scan.gtab.bvecs[..., None]
+    assert float((found.gtab.bvecs @ turn - expected[..., 0]).norm(dim=-1).max()) < 0.02
+    before = float((scan.signal - truth.signal)[:, scan.mask].square().mean().sqrt())
+    after = float((found.signal - truth.signal)[:, scan.mask].square().mean().sqrt())
+    assert after < 0.35 * before
+    assert float((found.signal - truth.signal)[5][:, :, 12][scan.mask[:, :, 12]].abs().mean()) < 40
+
+
+def test_a_still_head_is_left_where_it_is(oblique_affine: Tensor) -> None:
+    gtab = phantom.table(12, 2)
+    zero = torch.zeros(len(gtab), 6, dtype=torch.float64)
+    scan = phantom.scan(phantom.grid_of(oblique_affine), gtab, zero, torch.zeros(len(gtab), 9).double(), sigma=15.0)
+    found = correct_motion(scan, None, QUICK)
+    assert float(found.rigid[:, :3].norm(dim=-1).max()) < 0.25
+    assert float(torch.rad2deg(found.rigid[:, 3:].norm(dim=-1)).max()) < 0.4
+    assert not bool(found.outliers.any())
+    assert "phase encoding" in found.notes[0]
+
+
+def test_nothing_to_undo_is_the_scan_itself(oblique_affine: Tensor) -> None:
+    gtab = phantom.table(6, 1)
+    zero = torch.zeros(len(gtab), 6, dtype=torch.float64)
+    scan = phantom.scan(phantom.grid_of(oblique_affine), gtab, zero, torch.zeros(len(gtab), 9).double())
+    assert torch.allclose(resample_series(scan, None).signal, scan.signal, atol=0.1)
+
+
+def test_a_field_is_undone_together_with_a_way_from_another_space(oblique_affine: Tensor) -> None:
+    """A constant field shifts by whole voxels; a target space one voxel off takes one of them back."""
+    gtab = phantom.table(6, 1)
+    zero = torch.zeros(len(gtab), 6, dtype=torch.float64)
+    scan = phantom.scan(phantom.grid_of(oblique_affine), gtab, zero, torch.zeros(len(gtab), 9).double())
+    hz = torch.full(scan.grid.shape, 40.0)
+    encoding = PhaseEncoding(1, -1, 0.05)
+    found = resample_series(scan, None, hz, encoding)
+    assert torch.allclose(found.signal[:, :, 4:-4], scan.signal[:, :, 2:-6], atol=0.2)
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, 3] = scan.grid.affine[:3, 1]
+    other = scan.grid.renamed("sub-01_run-2_dwi")
+    moved = resample_series(scan, None, hz, encoding, other, Affine(matrix, other.space, scan.grid.space))
+    assert moved.grid.space == other.space
+    assert torch.allclose(moved.signal[:, :, 4:-4], scan.signal[:, :, 3:-5], atol=0.2)
+
+
+def test_a_table_that_tells_nothing_of_motion_is_refused(oblique_affine: Tensor) -> None:
+    gtab = phantom.table(3, 1)
+    zero = torch.zeros(len(gtab), 6, dtype=torch.float64)
+    scan = phantom.scan(phantom.grid_of(oblique_affine), gtab, zero, torch.zeros(len(gtab), 9).double())
+    assert why_not(gtab) is not None
+    with pytest.raises(InputDataError, match="E-MOTION-TABLE"):
+        correct_motion(scan)
+
+
+def test_displacement_counts_shifts_and_arcs() -> None:
+    rigid = torch.zeros(3, 6, dtype=torch.float64)
+    rigid[1, 0], rigid[2, 0], rigid[2, 4] = 1.0, 1.0, -0.01
+    assert framewise_displacement(rigid).tolist() == pytest.approx([0.0, 1.0, 0.5])
