@@ -28,6 +28,8 @@ from tractode.preprocess.surface_mask import SurfaceSettings, surface_mask
 from tractode.registration.affine import register_affine
 
 METHODS = ("threshold", "weighted", "surface", "template")
+# Two methods that look for a threshold fail on the same heads: that they agree says little.
+_FAMILY = {"threshold": "threshold", "weighted": "threshold"}
 AGREE = 0.9  # Dice of two methods that are said to agree
 _LARGEST_ML = 2100.0  # of a brain with the fluid around it: more than that is a head
 _SMALLEST_ML = 20.0
@@ -52,7 +54,7 @@ class MaskVerdict:
     agreement
         Dice of every pair, by ``first–second``.
     passed, reason
-        Whether two methods or more agree and the volume is a brain's; in words.
+        Whether two methods of different kinds agree and the volume is a brain's; in words.
     failures
         Why a method found nothing.
     """
@@ -260,7 +262,11 @@ def _judged(
     least = min(agreement[pair] for pair in itertools.combinations(used, 2))
     said = f"{' and '.join(used)} agree (Dice of {least:.2f} or more)"
     left = [name for name in names if name not in used]
-    return True, said + (f"; {' and '.join(left)} did not and was left out" if left else "")
+    said += f"; {' and '.join(left)} did not and was left out" if left else ""
+    families = [{_FAMILY.get(name, name) for name in group} for group in (used, names)]
+    if len(families[0]) == 1 < len(families[1]):
+        return False, f"only methods of one kind agree: {said}"
+    return True, said
 
 
 def _millilitres(mask: Image) -> float:

@@ -254,7 +254,7 @@ def _edges(triangles: Int[np.ndarray, "f 3"]) -> tuple[np.ndarray, np.ndarray]:
     return edges, number.reshape(3, -1).T
 
 
-def _refined(points: Points, triangles: Int[np.ndarray, "f 3"]) -> Points:
+def _refined(points: Points, triangles: Int[np.ndarray, "f 3"]) -> Float[np.ndarray, "w 3"]:
     """The points and the middles of all edges."""
     edges, _ = _edges(triangles)
     return np.vstack((points, points[edges].mean(1)))
