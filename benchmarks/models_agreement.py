@@ -33,7 +33,6 @@ from tractode.io.response import load_response
 from tractode.models import MODELS
 from tractode.models.csd import CSD
 from tractode.models.dti import DTI
-from tractode.ops import sphere
 
 Entry = dict[str, Any]
 REAL = ("toshiba60", "xa30")
@@ -134,7 +133,7 @@ def kurtosis(scan: Scan, work: Path) -> Entry:
     """The kurtosis tensor against DIPY's and MRtrix3's; mean, axial and radial kurtosis against DIPY's, and by sums over directions.
 
     DIPY takes eigenvalues within 2.5 % for equal, which shows in its mean and radial kurtosis: ``mk_summed`` is the mean over
-    2,000 directions.
+    the sphere by quadrature.
     """
     from dipy.reconst.dki import DiffusionKurtosisModel
 
@@ -171,8 +170,8 @@ def kurtosis(scan: Scan, work: Path) -> Entry:
 
 
 def summed_kurtosis(tensor: np.ndarray, components: torch.Tensor) -> torch.Tensor:
-    """The mean of ``MD²/D(n)² W(n)`` over many directions, from components in DIPY's order."""
-    axes = sphere.directions(2000).double()
+    """The mean of ``MD²/D(n)² W(n)`` over the sphere by 48 × 96 Gauss points, from components in DIPY's order."""
+    axes, weights = gauss_points(48)
     letters = {"x": axes[:, 0], "y": axes[:, 1], "z": axes[:, 2]}
     columns = []
     for name in DIPY_KURTOSIS:
@@ -180,7 +179,18 @@ def summed_kurtosis(tensor: np.ndarray, components: torch.Tensor) -> torch.Tenso
         columns.append(times * torch.stack([letters[letter] for letter in name]).prod(0))
     diffusivity = torch.einsum("ni,vij,nj->vn", axes, torch.from_numpy(tensor), axes)
     mean = torch.from_numpy(tensor).diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
-    return ((mean / diffusivity) ** 2 * (components @ torch.stack(columns))).mean(-1)
+    return ((mean / diffusivity) ** 2 * (components @ torch.stack(columns))) @ weights
+
+
+def gauss_points(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit vectors and weights (sum 1): Gauss–Legendre in the height, even in the angle."""
+    height, weight = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(n))
+    angle = torch.arange(2 * n, dtype=torch.float64) * math.pi / n
+    radius = (1 - height**2).sqrt()
+    axes = torch.stack(
+        [radius[:, None] * angle.cos(), radius[:, None] * angle.sin(), height[:, None].expand(-1, 2 * n)], -1
+    )
+    return axes.reshape(-1, 3), (weight / 2).repeat_interleave(2 * n) / (2 * n)
 
 
 def six(matrix: np.ndarray) -> torch.Tensor:
@@ -208,21 +218,25 @@ def deconvolution(scan: Scan, work: Path) -> Entry:
     ours_image = work / "our_fod.nii"
     write_image(ours_image, dwi.unravel(fods.float()))
     found = {"mrtrix3": correlation(fods[inside], peer[inside]) | peaks_apart(ours_image, theirs, scan, work)}
-    dipy = dipy_fods(dwi, response, inside)
-    found["dipy"] = correlation(fods[inside][: len(dipy)], dipy)
-    found["dipy_with_mrtrix3"] = correlation(peer[inside][: len(dipy)], dipy)
+    for name, tau in (("dipy", 0.1), ("dipy_tau_0", 0.0)):
+        dipy = dipy_fods(dwi, response, inside, tau)
+        found[name] = correlation(fods[inside][: len(dipy)], dipy)
+        found[f"{name}_with_mrtrix3"] = correlation(peer[inside][: len(dipy)], dipy)
     return found
 
 
-def dipy_fods(dwi: DWI, response: Any, inside: torch.Tensor, at_most: int = 3000) -> torch.Tensor:
-    """DIPY's CSD with the same response, by its rotational harmonics, in the package's basis; RAS+."""
+def dipy_fods(dwi: DWI, response: Any, inside: torch.Tensor, tau: float, at_most: int = 3000) -> torch.Tensor:
+    """DIPY's CSD with the same response, in the package's basis; RAS+.
+
+    By default (``tau`` 0.1) DIPY presses all amplitudes below a tenth of the mean towards 0, and not only those below 0.
+    """
     from dipy.reconst.csdeconv import AxSymShResponse, ConstrainedSphericalDeconvModel
 
     shell = CSD.shell(dwi.gtab)
     chosen = torch.cat([dwi.gtab.is_b0.nonzero().ravel()[:1], shell]).sort().values
     table = dipy_table(DWI(dwi.grid, dwi.signal[chosen], dwi.gtab[chosen], dwi.mask))
     axial = AxSymShResponse(1.0, response.coefficients[:5].numpy())
-    model = ConstrainedSphericalDeconvModel(table, axial, sh_order_max=8)
+    model = ConstrainedSphericalDeconvModel(table, axial, sh_order_max=8, tau=tau)
     fit = model.fit(dwi.voxels()[inside][:at_most][:, chosen].double().numpy())
     return in_our_basis(torch.from_numpy(fit.shm_coeff))
 
@@ -232,6 +246,7 @@ def in_our_basis(coefficients: torch.Tensor) -> torch.Tensor:
     from dipy.core.sphere import Sphere
     from dipy.reconst.shm import sh_to_sf_matrix
 
+    from tractode.ops import sphere
     from tractode.ops import spherical_harmonics as sh
 
     axes = sphere.directions(400)
