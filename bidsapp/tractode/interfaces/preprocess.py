@@ -25,7 +25,7 @@ from tractode.preprocess.eddy import PhaseEncoding
 from tractode.preprocess.morphology import within
 from tractode.preprocess.motion import MotionEstimate, MotionSettings, correct_motion
 from tractode.preprocess.resample import resample_series
-from tractode.preprocess.unring import fraction_of, is_zero_filled, unring
+from tractode.preprocess.unring import fraction_of, unring, zero_filled_axes
 
 OFF = "none"
 AROUND_MM = 15.0  # around the brain is denoised too: what motion is found by, and what it may bring in
@@ -134,8 +134,10 @@ def slice_axis_of(metadata: Mapping[str, Any]) -> int:
 
 def clean(part: Part, plan: PreprocessPlan, device: str) -> None:
     """Noise and ringing removed, where they are to be."""
+    wanted = plan.unring != OFF and not part.run.done_by
+    filled = zero_filled_axes(part.scan.signal, part.slice_axis) if wanted else ()
     _denoise(part, plan, device)
-    _unring(part, plan, device)
+    _unring(part, plan, device, filled)
 
 
 def _denoise(part: Part, plan: PreprocessPlan, device: str) -> None:
@@ -164,31 +166,35 @@ def _denoise(part: Part, plan: PreprocessPlan, device: str) -> None:
     )  # fmt: skip
 
 
-def _unring(part: Part, plan: PreprocessPlan, device: str) -> None:
+def _unring(part: Part, plan: PreprocessPlan, device: str, filled: tuple[int, ...]) -> None:
+    """``filled``: axes of the slices that were made finer by zero-filling, as the noise of the raw signal tells."""
     steps, scan, metadata = part.steps, part.scan, part.run.metadata
-    axis = part.slice_axis
-    plane = [n for k, n in enumerate(scan.grid.shape) if k != axis]
+    plane = [axis for axis in range(3) if axis != part.slice_axis]
+    axes = tuple(axis for axis in plane if axis not in filled)
     lack = (
         "slices of fewer than 16 voxels along an axis"
-        if min(plane) < 16
+        if min(scan.grid.shape[axis] for axis in plane) < 16
         else "its slices were interpolated by zero-filling, so that shifts of less than a voxel do not show the ringing"
-        if plan.unring != OFF and not part.run.done_by and is_zero_filled(scan.signal, axis)
+        if not axes
         else None
     )
     if not steps.wants("unringing", plan.unring, part.run.done_by, lack):
         return
     encoding, share = encoding_of(metadata), fraction_of(metadata)
-    along = None if encoding is None or encoding.axis == axis else encoding.axis
+    along = None if encoding is None or encoding.axis not in axes else encoding.axis
     signal, said, partial = scan.signal.to(device), "shifts of less than a voxel", share if along is not None else 1.0
+    ways: dict[str, Any] = {"slice_axis": part.slice_axis, "axes": axes}
     try:
-        found = unring(signal, slice_axis=axis, fraction=partial, encoding_axis=along)
+        found = unring(signal, fraction=partial, encoding_axis=along, **ways)
         said += f", for partial Fourier {share:g}" if partial < 1 else ""
     except InputDataError as error:
         said += f", as if all lines had been measured ({error.found})"
         partial = 1.0
-        found = steps.tried("unringing", plan.unring, lambda: unring(signal, slice_axis=axis))
+        found = steps.tried("unringing", plan.unring, lambda: unring(signal, **ways))
     if found is None:
         return
+    if len(axes) < 2:
+        said += f"; along {'ijk'[axes[0]]} only, the other axis was interpolated by zero-filling"
     part.scan = replace(scan, signal=found.clamp_min_(0).cpu())
     steps.did("unringing", said, method="sub-voxel shifts", partial_fourier=partial)
 
