@@ -135,7 +135,9 @@ class CSD(OrientationModel):
         """FOD coefficients; differentiable in the signal with the response held (see `tractode.models.deconvolution`)."""
         shell = self._checked_shell(gtab)
         response = self._response_for(gtab, shell)
-        return constrained_deconvolution(signal[:, shell], gtab.bvecs[shell], response.coefficients, self.order)
+        return constrained_deconvolution(
+            signal, gtab.bvecs[shell], response.coefficients, self.order, volumes=shell.to(signal.device)
+        )
 
     def to_maps(self, params: Float[Tensor, "v l"]) -> dict[str, Float[Tensor, "v _"]]:
         return {"fod": params, "afd": _total(params)}

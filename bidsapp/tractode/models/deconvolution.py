@@ -20,14 +20,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tractode.ops import least_squares, sh_products, sphere
+from tractode.ops import sh_products, sphere
 from tractode.ops import spherical_harmonics as sh
 
-TILE = 4096  # 300 amplitudes a voxel: some 10 MB
+TILE = 1024  # of matrix products: 300 amplitudes and a 45 × 45 system a voxel, in float64: some 50 MB
 _TASK = 512  # voxels that one thread takes at a time
 _N_CONSTRAINTS = 300
 _NEGATIVE_WEIGHT = 50.0
@@ -109,33 +110,60 @@ class Deconvolution:
         """The same in single precision."""
         return self if self.dtype == torch.float32 else replace(self, dtype=torch.float32)
 
-    def fitted(self, signal: Float[Tensor, "t m"]) -> tuple[Float[Tensor, "t l"], Bool[Tensor, "t h"]]:
-        """Coefficients, and the directions held at zero."""
-        target = signal @ self.forward
-        if signal.device.type != "cpu":
-            active = self.active_set(signal)
-            return self.solve(target, active), active
-        active = self.rough.negative_at_start(signal.to(torch.float32)).to(torch.uint8)
-        if self.dtype == torch.float64:
-            self.rough.settled(target.to(torch.float32), active)
-        return self.settled(target, active), active.bool()
+    def fitted(
+        self, signal: Float[Tensor, "v n"], volumes: Int[Tensor, " m"] | None = None, keep: bool = True
+    ) -> tuple[Float[Tensor, "v l"], Bool[Tensor, "v2 h"]]:
+        """Coefficients in the signal's dtype, and the directions held at zero (no rows unless ``keep``).
 
-    def settled(self, target: Float[Tensor, "t l"], active: UInt8[Tensor, "t h"]) -> Float[Tensor, "t l"]:
-        """Coefficients by the compiled rounds, which leave their active sets in ``active``."""
+        ``volumes`` says which of the signals belong to the directions; all of them if it is not given.
+        """
+        if signal.device.type == "cpu":
+            return self._by_compiled_rounds(signal, volumes, keep)
+        whole = (signal if volumes is None else signal[:, volumes]).to(self.dtype)
+        active = torch.cat([self.active_set(tile) for tile in whole.split(TILE)] or [whole.new_zeros(0).bool()])
+        tiles = zip(whole.split(TILE), active.split(TILE), strict=True)
+        fod = torch.cat([self.solve(tile @ self.forward, held) for tile, held in tiles])
+        return fod.to(signal.dtype), active if keep else active[:0]
+
+    def _by_compiled_rounds(
+        self, signal: Float[Tensor, "v n"], volumes: Int[Tensor, " m"] | None, keep: bool
+    ) -> tuple[Float[Tensor, "v l"], Bool[Tensor, "v2 h"]]:
+        """See `fitted`. All arithmetic is in compiled loops, so that no library's threads come between and no result depends on their number."""
         from tractode.models.kernels.active_set import settle  # numba takes part of a second to import
+        from tractode.models.kernels.rows import multiply
 
-        out, rounds = torch.empty_like(target), torch.empty(len(target), dtype=torch.int32)
-        every = (target, active, out, rounds)
-        parts = [[x.numpy() for x in part] for part in zip(*(x.split(_TASK) for x in every), strict=True)]
-        n_threads = min(torch.get_num_threads(), len(parts))
-        if n_threads < 2:
-            for one, two, *results in parts:
-                settle(one, two, *self.tables, *results)
-            return out
-        tables = self.tables
-        with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(lambda part: settle(part[0], part[1], *tables, *part[2:]), parts))
-        return out
+        rough, kept = self.rough, min(sh.n_coefficients(_INITIAL_ORDER), len(self.start))
+        n, is_exact = signal.shape[1], self.dtype == torch.float64
+        start, amplitudes = _columns(rough.start[:kept], n, volumes), _columns(rough.constraint[:, :kept])
+        first, last = _columns(rough.forward.mT, n, volumes), _columns(self.forward.mT, n, volumes)
+        rows = signal.detach().contiguous().numpy()
+        out = torch.empty(len(rows), self.constraint.shape[1], dtype=signal.dtype)
+        held = torch.empty(len(rows) if keep else 0, len(self.constraint), dtype=torch.bool)
+        exact_tables, rough_tables, shape = self.tables, rough.tables, self.constraint.shape
+
+        def task(begin: int) -> None:
+            part = slice(begin, begin + _TASK)
+            count = len(rows[part])
+            guess, negative = np.empty((count, kept), np.float32), np.empty((count, shape[0]), np.float32)
+            multiply(rows[part], start, guess)
+            multiply(guess, amplitudes, negative)
+            active, rounds = (negative < 0).view(np.uint8), np.empty(count, np.int32)
+            target = np.empty((count, shape[1]), np.float32)
+            multiply(rows[part], first, target)
+            fod = np.empty_like(target)
+            settle(target, active, *rough_tables, fod, rounds)
+            if is_exact:
+                target, fod = target.astype(np.float64), fod.astype(np.float64)
+                multiply(rows[part], last, target)
+                settle(target, active, *exact_tables, fod, rounds)
+            out[part].numpy()[:] = fod
+            if keep:
+                held[part].numpy()[:] = active
+
+        begins = range(0, len(rows), _TASK)
+        with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(begins)))) as pool:
+            list(pool.map(task, begins))
+        return out, held
 
     def negative_at_start(self, signal: Float[Tensor, "t m"]) -> Bool[Tensor, "t h"]:
         """Where the first, unconstrained deconvolution is negative."""
@@ -165,26 +193,42 @@ class Deconvolution:
         )
         return torch.cholesky_solve(target[..., None], torch.linalg.cholesky(system))[..., 0]
 
-    def __call__(self, signal: Float[Tensor, "t m"]) -> Float[Tensor, "t l"]:
-        return _Constrained.apply(signal, self)
+    def __call__(self, signal: Float[Tensor, "v n"], volumes: Int[Tensor, " m"] | None = None) -> Float[Tensor, "v l"]:
+        """Coefficients; dtype and device follow the signal."""
+        return _Constrained.apply(signal, self, volumes)
 
 
 class _Constrained(torch.autograd.Function):
-    """A tile's coefficients as a function of its signals; one byte a voxel and constraint is kept for the derivative."""
+    """Coefficients as a function of the signals; one byte a voxel and constraint is kept for the derivative."""
 
     @staticmethod
-    def forward(ctx: Any, signal: Float[Tensor, "t m"], operator: Deconvolution) -> Float[Tensor, "t l"]:  # type: ignore[override]
-        fod, active = operator.fitted(signal)
+    def forward(ctx: Any, signal: Tensor, operator: Deconvolution, volumes: Tensor | None) -> Tensor:  # type: ignore[override]
+        fod, active = operator.fitted(signal, volumes, keep=ctx.needs_input_grad[0])
         ctx.save_for_backward(active)
-        ctx.operator = operator
+        ctx.operator, ctx.volumes, ctx.n = operator, volumes, signal.shape[1]
         return fod
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Float[Tensor, "t l"]) -> tuple[Float[Tensor, "t m"], None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (active,) = ctx.saved_tensors
-        # The system is symmetric, so the same solve serves its transpose.
-        return ctx.operator.solve(grad, active) @ ctx.operator.forward.mT, None
+        operator: Deconvolution = ctx.operator
+        slope = grad.new_zeros(len(grad), ctx.n)
+        columns = slice(None) if ctx.volumes is None else ctx.volumes
+        for begin in range(0, len(grad), TILE):
+            part = slice(begin, begin + TILE)
+            # The system is symmetric, so the same solve serves its transpose.
+            solved = operator.solve(grad[part].to(operator.dtype), active[part]) @ operator.forward.mT
+            slope[part, columns] = solved.to(grad)
+        return slope, None, None
+
+
+def _columns(matrix: Float[Tensor, "r m"], n: int | None = None, volumes: Int[Tensor, " m"] | None = None) -> Any:
+    """A matrix as `models.kernels.rows.multiply` takes it: by its columns, which are those of ``volumes`` among ``n`` of zeros."""
+    n_rows, m = matrix.shape
+    whole = matrix.new_zeros(m if n is None else n, n_rows + (-n_rows) % 8)
+    whole[slice(None) if volumes is None else volumes, :n_rows] = matrix.mT
+    return whole.ravel().numpy()
 
 
 def supported_order(n_directions: int) -> int:
@@ -208,17 +252,18 @@ def rotational_harmonics(response: Float[Tensor, " r"], order: int) -> Float[Ten
 
 
 def constrained_deconvolution(
-    signal: Float[Tensor, "v m"],
+    signal: Float[Tensor, "v n"],
     directions: Float[Tensor, "m 3"],
     response: Float[Tensor, " r"],
     order: int,
     precision: torch.dtype = torch.float64,
+    volumes: Int[Tensor, " m"] | None = None,
 ) -> Float[Tensor, "v l"]:
-    """FOD coefficients of one shell's signals, in tiles of fixed size; dtype and device follow the signal.
+    """FOD coefficients of one shell's signals, those of ``volumes`` (all by default); dtype and device follow the signal.
 
     In single ``precision`` they come faster and differ by about 1e-6 of the largest.
     """
     operator = Deconvolution(
         directions.to("cpu", torch.float64), response.to("cpu", torch.float64), order, precision, str(signal.device)
     )
-    return least_squares.in_tiles(lambda tile: operator(tile.to(precision)).to(signal.dtype), signal, TILE)
+    return operator(signal, volumes)
