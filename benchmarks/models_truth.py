@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,16 @@ from torch import Tensor
 from tractode.fields import GradientTable
 from tractode.models import MODELS
 
-TABLE_OF = {"dti": "b1000", "csd": "b3000", "csa": "b3000", "qball": "b3000", "fwdti": "low"}
+TABLE_OF = {
+    "dti": "b1000",
+    "csd": "b3000",
+    "csa": "b3000",
+    "qball": "b3000",
+    "fwdti": "low",
+    "dki": "mid",
+    "wmti": "mid",
+    "msdki": "mid",
+}
 
 Fit = Callable[[Tensor], dict[str, Tensor]]
 
@@ -46,15 +56,19 @@ def main() -> int:
     document: dict[str, Any] = {"meta": measure.meta(command), "maps": {}, "crossings": {}}
     for name in arguments.models:
         document["maps"][name] = of_model(name, arguments.voxels, arguments.snrs)
-        print(name, json.dumps(document["maps"][name]), flush=True)
+        told(name, document["maps"][name], document, arguments.output)
     for name in arguments.crossings:
         document["crossings"][name] = crossings.measured(name, arguments.crossing_voxels, tuple(arguments.snrs))
-        print(name, json.dumps(document["crossings"][name]), flush=True)
-    text = json.dumps(document, indent=1)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
-    print(text)
+        told(name, document["crossings"][name], document, arguments.output)
+    print(json.dumps(document, indent=1))
     return 0
+
+
+def told(name: str, entry: dict[str, Any], document: dict[str, Any], output: Path | None) -> None:
+    """What there is so far, said and saved."""
+    print(name, json.dumps(entry), file=sys.stderr, flush=True)
+    if output:
+        output.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def of_model(name: str, n: int, snrs: list[int]) -> dict[str, Any]:

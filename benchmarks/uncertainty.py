@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,16 @@ from tractode.ops import sphere
 LEVEL = 0.9
 REPEATS = 12
 REPEATED_VOXELS = 60
-TABLE_OF = {"dti": "b1000", "csd": "b3000", "csa": "b1500", "qball": "b1500", "fwdti": "low"}
+TABLE_OF = {
+    "dti": "b1000",
+    "csd": "b3000",
+    "csa": "b1500",
+    "qball": "b1500",
+    "fwdti": "low",
+    "dki": "mid",
+    "wmti": "mid",
+    "msdki": "mid",
+}
 
 
 def main() -> int:
@@ -45,16 +55,15 @@ def main() -> int:
     parser.add_argument("--snrs", type=int, nargs="*", default=list(voxels.SNRS))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    command = f"python benchmarks/uncertainty.py --voxels {arguments.voxels} --samples {arguments.samples}"
     result: dict[str, Any] = {}
     for name in arguments.models:
         result[name] = of_model(name, arguments)
-        print(name, json.dumps(result[name]), flush=True)
-    command = f"python benchmarks/uncertainty.py --voxels {arguments.voxels} --samples {arguments.samples}"
-    document = {"meta": measure.meta(command), "level": LEVEL, "models": result, **flat(result)}
-    text = json.dumps(document, indent=1)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
-    print(text)
+        print(name, json.dumps(result[name]), file=sys.stderr, flush=True)
+        document = {"meta": measure.meta(command), "level": LEVEL, "models": result, **flat(result)}
+        if arguments.output:
+            arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(document, indent=1))
     return 0
 
 
