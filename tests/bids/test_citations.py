@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tractode.bids import citations
+from tractode.bids.spec_files import load
 from tractode.generative import CODECS, GENERATORS
 from tractode.models import MODELS
 from tractode.tracking import TRACKERS
@@ -26,6 +27,25 @@ def test_every_method_cites_a_work_that_is_known(registry) -> None:
     for name in registry:
         work = citations.reference(registry[name].citation)
         assert work["doi"].startswith("10.") if "doi" in work else work["url"].startswith("https://")
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_every_model_has_its_sentence_and_its_place_in_sidecars(name: str) -> None:
+    kind = MODELS[name]
+    known = load("sidecars")["models"][kind.label]
+    assert known["Description"]
+    assert known["URL"].startswith("https://")
+    facts = {"models": [{"label": kind.label, **kind().facts()}], "keys": [kind.citation]}
+    text, listed = citations.boilerplate(facts).split("## References")
+    assert "{" not in text
+    for key in citations.citation_keys(facts):
+        assert citations.reference(key)["title"].rstrip(".") in listed
+
+
+def test_a_sentence_takes_the_words_for_what_was_done() -> None:
+    given = {"label": "csd", "ResponseFunction": {"Method": "given"}}
+    assert "response given from outside" in citations.boilerplate({"models": [given]})
+    assert "response estimated from the data" in citations.boilerplate({"models": [{"label": "csd"}]})
 
 
 def test_a_work_without_doi_is_listed_by_its_address() -> None:
