@@ -11,9 +11,11 @@ import torch
 from tractode.bids.found import DwiRun
 from tractode.fields import GradientTable
 from tractode.ops import sphere
+from tractode.reports.reportlet import Reportlet
 from tractode.settings import Settings
 from tractode.workflows.memory import step_memory_gb
 from tractode.workflows.preprocessing import outlook, preprocess_of
+from tractode.workflows.report import _of_runs
 
 RUN = DwiRun(Path("a.nii.gz"), Path("a.bval"), Path("a.bvec"), {}, {"sub": "01"}, None, "sub-01")
 SETTINGS = Settings(Path("bids"), Path("out"))
@@ -60,3 +62,11 @@ def test_the_memory_of_what_is_not_done_is_not_counted() -> None:
     assert raw["preprocessing"] > 4 * 4
     assert "preprocessing" not in step_memory_gb(shape, [], SETTINGS, is_raw=False)
     assert step_memory_gb(shape, [], replace(SETTINGS, denoise="none"))["preprocessing"] < raw["preprocessing"]
+
+
+def test_pictures_of_parts_stand_with_the_combined_run() -> None:
+    pictures = [Reportlet(f"{name}_desc-x_dwi", "dwi", "Title", "", "", "html", name) for name in ("a", "ab", "b")]
+    facts = [("ab_prepare-dwi", {"parts": ["a"]}), ("elsewhere", {"parts": ["b"]})]
+    found = _of_runs(pictures, facts, {"ab_prepare-dwi": "ab"})
+    assert [(item.run, item.title) for item in found] == [("ab", "Title, a"), ("ab", "Title"), ("b", "Title")]
+    assert [item.name for item in found] == [item.name for item in pictures]
