@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from tractode.contracts import table_of_shells
-from tractode.models.ball_and_sticks import BallAndSticks, _linearised, _signal
+from tractode.models.ball_and_sticks import BallAndSticks, _searched, _signal
 from tractode.ops import sphere
-from tractode.ops.levenberg_marquardt import value_and_jacobian
+from tractode.ops.levenberg_marquardt import levenberg_marquardt
 
 _AXES = torch.tensor([[0.48, -0.6, 0.64], [0.8, 0.6, 0.0], [-0.36, 0.48, 0.8]], dtype=torch.float64)
 
 
-def _params(fractions: list[float], s0: float = 300.0, d: float = 1.5) -> torch.Tensor:
+def _params(fractions: list[float], s0: float = 300.0, d: float = 1.5, r: float = 0.0) -> torch.Tensor:
     sticks = torch.zeros(3, 3).double()
     sticks[: len(fractions)] = torch.tensor(fractions).double()[:, None] * _AXES[: len(fractions)]
-    return torch.cat([torch.tensor([math.log(s0), d]).double(), sticks.ravel()])[None]
+    return torch.cat([torch.tensor([math.log(s0), d, r]).double(), sticks.ravel()])[None]
 
 
 @pytest.mark.reference
@@ -71,7 +71,7 @@ def test_noise_brings_few_false_sticks_and_loses_few() -> None:
     clean = BallAndSticks().predict(truth, gtab)
     generator = torch.Generator().manual_seed(7)
     noisy = clean + 10 * torch.randn(clean.shape, generator=generator, dtype=torch.float64)
-    sticks = BallAndSticks().fit(noisy, gtab)[:, 2:].reshape(120, 3, 3)
+    sticks = BallAndSticks().fit(noisy, gtab)[:, 3:].reshape(120, 3, 3)
     n_found = (sticks.norm(dim=-1) > 0).sum(-1)
     assert float((n_found[:60] == 1).double().mean()) > 0.9
     assert float((n_found[60:] == 2).double().mean()) > 0.9
@@ -79,18 +79,42 @@ def test_noise_brings_few_false_sticks_and_loses_few() -> None:
     assert float(torch.rad2deg(sphere.angle(axis, _AXES[:1].expand(60, 3))).mean()) < 3
 
 
-def test_the_derivative_by_hand_is_that_of_the_signal() -> None:
-    gtab = table_of_shells((1000.0, 2500.0), 12)
+@pytest.mark.parametrize("n_unknowns", [8, 9])
+def test_the_compiled_search_ends_where_the_other_does(n_unknowns: int) -> None:
+    gtab = table_of_shells((1000.0, 2500.0), 10)
     b = gtab.bvals / 1000
-    x = torch.randn(5, 11, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    pairs = zip(_linearised(x, b, gtab.bvecs), value_and_jacobian(lambda x: _signal(x, b, gtab.bvecs), x), strict=True)
-    for ours, theirs in pairs:
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    generator = torch.Generator().manual_seed(n_unknowns)
+    truth = 0.5 + 0.3 * torch.randn(20, n_unknowns, generator=generator, dtype=torch.float64)
+    clean = _signal(truth, b, gtab.bvecs)
+    data = clean + 0.01 * torch.randn(clean.shape, generator=generator, dtype=torch.float64)
+    start = truth + 0.02 * torch.randn(truth.shape, generator=generator, dtype=torch.float64)
+    ours = _searched(data, start, b, gtab.bvecs)
+    theirs = levenberg_marquardt(lambda x: _signal(x, b, gtab.bvecs), data, start, n_iterations=12)
+
+    def cost(x: torch.Tensor) -> torch.Tensor:
+        return (data - _signal(x, b, gtab.bvecs)).square().sum(-1)
+
+    torch.testing.assert_close(cost(ours), cost(theirs), rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(_signal(ours, b, gtab.bvecs), _signal(theirs, b, gtab.bvecs), rtol=0, atol=1e-3)
+
+
+def test_spread_diffusivities_are_the_mean_over_a_gamma_distribution() -> None:
+    from scipy.stats import gamma
+
+    gtab = table_of_shells((1000.0, 3000.0), 20)
+    d, r = 1.5, 0.4
+    quantiles = gamma.ppf((np.arange(200000) + 0.5) / 200000, d / r, scale=r)
+    ball = np.exp(-np.outer(gtab.bvals.numpy() / 1000, quantiles)).mean(-1)
+    ours = BallAndSticks().predict(_params([], s0=1.0, d=d, r=r), gtab)[0].numpy()
+    np.testing.assert_allclose(ours, ball, rtol=1e-5)
+    fitted = BallAndSticks().to_maps(BallAndSticks().fit(BallAndSticks().predict(_params([0.5], d=d, r=r), gtab), gtab))
+    assert float(fitted["d"]) == pytest.approx(d * 1e-3, rel=1e-5)
+    assert float(fitted["dspread"]) == pytest.approx(math.sqrt(r / d), rel=1e-5)
 
 
 def test_fewer_sticks_may_be_asked_for() -> None:
     gtab = table_of_shells((1000.0, 2500.0), 40)
     model = BallAndSticks(n_sticks=1)
     params = model.fit(BallAndSticks().predict(_params([0.35, 0.25]), gtab), gtab)
-    assert params.shape[1] == 5
+    assert params.shape[1] == 6
     assert float(model.to_maps(params)["stick2vf"]) == 0

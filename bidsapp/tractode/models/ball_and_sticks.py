@@ -4,7 +4,9 @@ Behrens et al., *Characterization and propagation of uncertainty in diffusion-we
 doi:10.1002/mrm.10609; several sticks: Behrens et al., *Probabilistic diffusion tractography with multiple fibre
 orientations: what can we gain?*, NeuroImage 2007, doi:10.1016/j.neuroimage.2006.09.018. Departures: least squares in
 place of sampling; the number of sticks is that of the least Bayesian information criterion (Schwarz, *Estimating the
-dimension of a model*, Annals of Statistics 1978, doi:10.1214/aos/1176344136) in place of relevance priors.
+dimension of a model*, Annals of Statistics 1978, doi:10.1214/aos/1176344136) in place of relevance priors. The same
+criterion decides, where there are several shells, on a Gamma distribution of diffusivities: Jbabdi et al., *Model-based
+analysis of multishell diffusion MR data for tractography*, MRM 2012, doi:10.1002/mrm.24204.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ _N_ITERATIONS = 50
 _TOLERANCE = 1e-5  # of the prediction: far below noise; the last step leaves the square of it where there is none
 _N_AXES = 64  # of the dictionary: some 18 degrees apart
 _DIFFUSIVITIES = (0.5, 0.9, 1.4, 2.0)  # µm²/ms
+_FIRST_SPREAD = 0.5  # standard deviation of the diffusivities over their mean
 _FLOOR = 1e-4  # of S0: residuals below it count as none, so that noise-free signals get no more sticks than they have
 _TINY = torch.finfo(torch.float32).tiny
 _MOST = 3
@@ -39,9 +42,10 @@ _MOST = 3
 
 @dataclass(frozen=True)
 class BallAndSticks(SignalModel):
-    """Parameters: ln S0, the diffusivity in µm²/ms, then each stick's axis times its fraction, strongest first.
+    """Parameters: ln S0; mean d of the diffusivities and their variance over d, µm²/ms; each stick's axis times its fraction.
 
-    An axis points to z ≥ 0 (RAS+ scanner frame). A stick that the data do not ask for is 0.
+    The strongest stick comes first; an axis points to z ≥ 0 (RAS+ scanner frame). What the data do not ask for, sticks or a
+    spread of diffusivities, is 0.
     """
 
     n_sticks: int = _MOST
@@ -76,13 +80,18 @@ class BallAndSticks(SignalModel):
             components="unit3vector",
             invariant=False,
         ),
-        MapSpec("d", "Diffusivity of the ball and along the sticks", "mm^2/s"),
+        MapSpec("d", "Mean diffusivity of the ball and along the sticks", "mm^2/s"),
+        MapSpec(
+            "dspread",
+            "Standard deviation of these diffusivities over their mean (0: one diffusivity explains the shells)",
+            "arbitrary",
+        ),
         MapSpec("s0", "Signal without diffusion weighting", "arbitrary"),
     )
 
     @classmethod
     def example_table(cls, n: int = 60) -> GradientTable:
-        return table_of_shells((1000.0, 2500.0), n)
+        return table_of_shells((1000.0, 2000.0, 3000.0), n)
 
     @classmethod
     def why_not(cls, gtab: GradientTable) -> str | None:
@@ -92,17 +101,17 @@ class BallAndSticks(SignalModel):
         return {"MostSticks": self.n_sticks, "Choice": "least Bayesian information criterion"}
 
     def predict(self, params: Float[Tensor, "v p"], gtab: GradientTable) -> Float[Tensor, "v n"]:
-        """``S0 [(1 − Σf) exp(−bd) + Σ f exp(−bd (g·v)²)]``."""
+        """``S0 [(1 − Σf) A(b) + Σ f A(b (g·v)²)]`` with ``A(b) = exp(−bd)``, or ``(1 + br)^(−d/r)`` where diffusivities are spread."""
         gtab = gtab.to(params)
-        sticks = params[:, 2:].unflatten(-1, (-1, 3))
+        sticks = params[:, 3:].unflatten(-1, (-1, 3))
         square = sticks.square().sum(-1)
         none = square <= 0
         safe = torch.where(none, torch.ones_like(square), square)
         fraction = torch.where(none, torch.zeros_like(square), safe.sqrt())
         cosines = (sticks @ gtab.bvecs.mT).square() / safe[..., None]
-        decay = -gtab.bvals / _B_SCALE * params[:, 1:2]
-        along = (fraction[..., None] * (decay[:, None] * cosines).exp()).sum(1)
-        return params[:, :1].exp() * ((1 - fraction.sum(-1, keepdim=True)) * decay.exp() + along)
+        b, d, r = gtab.bvals / _B_SCALE, params[:, 1:2], params[:, 2:3]
+        along = (fraction[..., None] * _decay(b * cosines, d[..., None], r[..., None])).sum(1)
+        return params[:, :1].exp() * ((1 - fraction.sum(-1, keepdim=True)) * _decay(b, d, r) + along)
 
     def fit(self, signal: Float[Tensor, "v n"], gtab: GradientTable) -> Float[Tensor, "v p"]:
         if reason := self.why_not(gtab):
@@ -120,30 +129,45 @@ class BallAndSticks(SignalModel):
         b, g = gtab.bvals / _B_SCALE, gtab.bvecs
         # A voxel without signal is fitted as if it were a ball, and then emptied.
         relative = torch.where(usable, signal / safe, (-b * 0.7).exp())
-        best, least = None, torch.full_like(scale, math.inf)
-        previous = None
-        for k in range(min(self.n_sticks, (len(b) // 2 - 2) // 3) + 1):
-            with torch.no_grad():
-                start = _start(relative.detach(), b, g, k, previous)
-            found = levenberg_marquardt(
-                lambda x: _signal(x, b, g),
-                relative,
-                start,
-                linearised=lambda x: _linearised(x, b, g),
-                search=lambda data, start: _searched(data, start, b, g),
-                tolerance=_TOLERANCE,
-            )
-            previous = found.detach()
-            size = (relative.detach() - _signal(previous, b, g)).square().mean(-1, keepdim=True) + _FLOOR**2
-            score = len(b) * size.log() + found.shape[1] * math.log(len(b))
-            padded = torch.nn.functional.pad(found, (0, 3 * (self.n_sticks - k)))
-            best = padded if best is None else torch.where(score < least, padded, best)
-            least = torch.minimum(least, score)
-        assert best is not None
+        with torch.no_grad():
+            found = self._candidates(relative.detach(), b, g, len(gtab.shells()) > 1)
+            errors = [(relative - _signal(x, b, g)).square().mean(-1) + _FLOOR**2 for x in found]
+            scores = [
+                len(b) * size.log() + x.shape[1] * math.log(len(b)) for size, x in zip(errors, found, strict=True)
+            ]
+            choice = torch.stack(scores, dim=-1).argmin(-1)
+        best = relative.new_zeros(len(relative), 3 + 3 * self.n_sticks)
+        for number, x in enumerate(found):
+            rows = (choice == number).nonzero().ravel()
+            if torch.is_grad_enabled() and relative.requires_grad and len(rows):
+                best = best.index_copy(0, rows, self._padded(_optimum(relative[rows], x[rows], b, g)))
+            else:
+                best = best.index_copy(0, rows, self._padded(x[rows]))
         return _as_parameters(best, safe, usable).to(dtype)
 
+    def _candidates(
+        self, signal: Float[Tensor, "t n"], b: Float[Tensor, " n"], g: Float[Tensor, "n 3"], with_spread: bool
+    ) -> list[Float[Tensor, "t _"]]:
+        """The best unknowns of 0, 1, … sticks; on several shells each also with spread diffusivities."""
+        found: list[Tensor] = []
+        previous = None
+        for k in range(min(self.n_sticks, (len(b) // 2 - 2) // 3) + 1):
+            previous = _optimum(signal, _start(signal, b, g, k, previous), b, g)
+            found.append(previous)
+            if with_spread:
+                spread = _FIRST_SPREAD * (previous[:, :1] / 2).exp()
+                found.append(_optimum(signal, torch.cat([previous, spread], dim=-1), b, g))
+        return found
+
+    def _padded(self, x: Float[Tensor, "t p"]) -> Float[Tensor, "t q"]:
+        """With zeros for the sticks and the spread that are not there."""
+        k = (x.shape[1] - 2) // 3
+        spread = x[:, 2 + 3 * k :] if x.shape[1] > 2 + 3 * k else torch.zeros_like(x[:, :1])
+        missing = x.new_zeros(len(x), 3 * (self.n_sticks - k))
+        return torch.cat([x[:, : 2 + 3 * k], missing, spread], dim=-1)
+
     def to_maps(self, params: Float[Tensor, "v p"]) -> dict[str, Float[Tensor, "v _"]]:
-        sticks = torch.nn.functional.pad(params[:, 2:], (0, 3 * _MOST - params.shape[1] + 2)).unflatten(-1, (-1, 3))
+        sticks = torch.nn.functional.pad(params[:, 3:], (0, 3 * _MOST - params.shape[1] + 3)).unflatten(-1, (-1, 3))
         square = sticks.square().sum(-1, keepdim=True)
         none = square <= 0
         size = torch.where(none, torch.ones_like(square), square).sqrt()
@@ -154,11 +178,12 @@ class BallAndSticks(SignalModel):
             **{f"stick{k + 1}vf": fraction[:, k : k + 1] for k in range(_MOST)},
             **{f"direction{k + 1}": direction[:, k] for k in range(_MOST)},
             "d": params[:, 1:2] / _B_SCALE,
+            "dspread": _root(params[:, 2:3] / params[:, 1:2]),
             "s0": params[:, :1].exp(),
         }
 
     def example(self, seed: int, n: int = 32) -> Float[Tensor, "n p"]:
-        """Sticks some 70 to 110 degrees apart, of fractions near 0.3, 0.22 and 0.15; d of 1.2–2.2 µm²/ms."""
+        """Sticks some 70 to 110 degrees apart, of fractions near 0.3, 0.22 and 0.15; d of 1.2–2.2 µm²/ms, spread by half."""
         generator = torch.Generator().manual_seed(seed)
         uniform = torch.rand(n, 2 + self.n_sticks, generator=generator, dtype=torch.float64)
         axis = torch.randn(n, 3, generator=generator, dtype=torch.float64)
@@ -168,17 +193,54 @@ class BallAndSticks(SignalModel):
         frame = torch.where(frame[..., 2:] < 0, -frame, frame)[:, : self.n_sticks]
         fraction = uniform.new_tensor([0.3, 0.22, 0.15])[: self.n_sticks] + 0.04 * uniform[:, 2:]
         sticks = (fraction[..., None] * frame).flatten(1)
-        return torch.cat([3.9 + 3 * uniform[:, :1], 1.2 + uniform[:, 1:2], sticks], dim=-1)
+        return torch.cat([3.9 + 3 * uniform[:, :1], 1.2 + uniform[:, 1:2], 0.3 + 0.2 * uniform[:, :1], sticks], dim=-1)
+
+
+def _decay(b: Float[Tensor, "*#n"], d: Float[Tensor, "*#m"], r: Float[Tensor, "*#m"]) -> Tensor:
+    """``(1 + br)^(−d/r)``: the mean of ``exp(−bD)`` over Gamma-distributed D of mean d and variance d·r; ``exp(−bd)`` for r = 0."""
+    product = b * r
+    small = product < 1e-4
+    far = torch.where(small, torch.ones_like(product), product)
+    mean = torch.where(small, 1 - product / 2 + product.square() / 3, torch.log1p(far) / far)
+    return (-d * b * mean).exp()
+
+
+def _root(square: Float[Tensor, "v 1"]) -> Float[Tensor, "v 1"]:
+    """The square root, with no slope at 0."""
+    positive = square > 0
+    return torch.where(
+        positive, torch.where(positive, square, torch.ones_like(square)).sqrt(), torch.zeros_like(square)
+    )
+
+
+def _split(x: Float[Tensor, "t p"]) -> tuple[Float[Tensor, "t k 3"], Float[Tensor, "t 1"]]:
+    """The vectors of the sticks, and the variance of the diffusivities over their mean, from the search's unknowns."""
+    k = (x.shape[1] - 2) // 3
+    spread = x[:, -1:].square() if x.shape[1] > 2 + 3 * k else torch.zeros_like(x[:, :1])
+    return x[:, 2 : 2 + 3 * k].unflatten(-1, (-1, 3)) if k else x.new_zeros(len(x), 0, 3), spread
 
 
 def _signal(x: Float[Tensor, "t p"], b: Float[Tensor, " n"], g: Float[Tensor, "n 3"]) -> Float[Tensor, "t n"]:
-    """``u² exp(−bd) + Σ |x|² exp(−bd (g·x)²/|x|²)`` of ln d, u and a vector without bounds for each stick."""
-    decay = -b * x[:, :1].exp()
-    whole = x[:, 1:2].square() * decay.exp()
-    for vector in x[:, 2:].unflatten(-1, (-1, 3)).unbind(1):
+    """``u² A(b) + Σ |x|² A(b (g·x)²/|x|²)`` of ln d, u, a vector without bounds for each stick and, if it is there, √r."""
+    vectors, r = _split(x)
+    d = x[:, :1].exp()
+    whole = x[:, 1:2].square() * _decay(b, d, r)
+    for vector in vectors.unbind(1):
         amount = vector.square().sum(-1, keepdim=True) + 1e-12
-        whole = whole + amount * (decay * (vector @ g.mT).square() / amount).exp()
+        whole = whole + amount * _decay(b * (vector @ g.mT).square() / amount, d, r)
     return whole
+
+
+def _optimum(
+    signal: Float[Tensor, "t n"], start: Float[Tensor, "t p"], b: Float[Tensor, " n"], g: Float[Tensor, "n 3"]
+) -> Float[Tensor, "t p"]:
+    return levenberg_marquardt(
+        lambda x: _signal(x, b, g),
+        signal,
+        start,
+        search=lambda data, start: _searched(data, start, b, g),
+        tolerance=_TOLERANCE,
+    )
 
 
 def _searched(
@@ -191,25 +253,6 @@ def _searched(
     given = [part.contiguous().numpy() for part in (data, start, b, g)]
     search(*given, _N_ITERATIONS, _TOLERANCE, out.numpy())
     return out
-
-
-def _linearised(
-    x: Float[Tensor, "t p"], b: Float[Tensor, " n"], g: Float[Tensor, "n 3"]
-) -> tuple[Float[Tensor, "t n"], Float[Tensor, "t n p"]]:
-    """`_signal` and its derivative."""
-    decay = -b * x[:, :1].exp()
-    ball = decay.exp()
-    whole = x[:, 1:2].square() * ball
-    by_decay, columns = whole.clone(), [2 * x[:, 1:2] * ball]
-    for vector in x[:, 2:].unflatten(-1, (-1, 3)).unbind(1):
-        amount = vector.square().sum(-1, keepdim=True) + 1e-12
-        along = vector @ g.mT
-        cosines = along.square() / amount
-        stick = (decay * cosines).exp()
-        whole, by_decay = whole + amount * stick, by_decay + amount * cosines * stick
-        radial, turned = 2 * stick * (1 - decay * cosines), 2 * stick * decay * along
-        columns += [radial * vector[:, k : k + 1] + turned * g[:, k] for k in range(3)]
-    return whole, torch.stack([decay * by_decay, *columns], dim=-1)
 
 
 def _start(
@@ -305,7 +348,7 @@ def _with_one_more(
 
 def _as_parameters(x: Float[Tensor, "t p"], scale: Float[Tensor, "t 1"], usable: Tensor) -> Float[Tensor, "t p"]:
     """The search's unknowns as parameters: fractions of S0, strongest first, each axis on the side of z ≥ 0."""
-    vectors = x[:, 2:].unflatten(-1, (-1, 3))
+    vectors, spread = _split(x)
     amount = vectors.square().sum(-1)
     none = amount <= 0
     size = torch.where(none, torch.ones_like(amount), amount).sqrt()
@@ -316,4 +359,4 @@ def _as_parameters(x: Float[Tensor, "t p"], scale: Float[Tensor, "t 1"], usable:
     order = amount.argsort(dim=-1, descending=True, stable=True)
     sticks = sticks.gather(1, order[..., None].expand_as(sticks)).flatten(1)
     log_s0 = torch.where(usable, s0.log() + scale.log(), torch.full_like(s0, math.log(_TINY)))
-    return torch.cat([log_s0, x[:, :1].exp(), torch.where(usable, sticks, torch.zeros_like(sticks))], dim=-1)
+    return torch.cat([log_s0, x[:, :1].exp(), spread, torch.where(usable, sticks, torch.zeros_like(sticks))], dim=-1)

@@ -12,30 +12,48 @@ from tractode.ops.compile import inner, kernel
 
 
 @inner
+def _decay(b: Any, d: Any, r: Any) -> tuple[Any, Any, Any, Any]:
+    """``(1 + br)^(−d/r)``, its slopes in b and in ln d, and that in r."""
+    product = b * r
+    if product < 1e-4:
+        mean = b * (1 - product / 2 + product * product / 3)
+        tilt = b * b * (2 * product / 3 - 0.5)
+    else:
+        mean = math.log1p(product) / r
+        tilt = (b / (1 + product) - mean) / r
+    value = math.exp(-d * mean)
+    return value, -d * value / (1 + product), -d * mean * value, -d * tilt * value
+
+
+@inner
 def _linearise(x: Any, data: Any, b: Any, g: Any, j: Any, normal: Any, right: Any) -> Any:
     """Normal equations of the signal's derivative at x (lower triangle), and the sum of squared residuals."""
     p = len(x)
+    k_sticks = (p - 2) // 3
+    with_spread = p > 2 + 3 * k_sticks
     d, ball_amount = math.exp(x[0]), x[1] * x[1]
+    r = x[p - 1] * x[p - 1] if with_spread else 0.0
     normal[:] = 0.0
     right[:] = 0.0
     cost = 0.0
     for n in range(len(b)):
-        decay = -b[n] * d
-        ball = math.exp(decay)
-        whole = ball_amount * ball
-        by_decay = whole
-        j[1] = 2 * x[1] * ball
-        for k in range(2, p, 3):
+        value, _, by_d, by_r = _decay(b[n], d, r)
+        whole, by_d, by_r = ball_amount * value, ball_amount * by_d, ball_amount * by_r
+        j[1] = 2 * x[1] * value
+        for k in range(2, 2 + 3 * k_sticks, 3):
             amount = x[k] * x[k] + x[k + 1] * x[k + 1] + x[k + 2] * x[k + 2] + 1e-12
             along = x[k] * g[n, 0] + x[k + 1] * g[n, 1] + x[k + 2] * g[n, 2]
-            exponent = decay * along * along / amount
-            stick = math.exp(exponent)
-            whole += amount * stick
-            by_decay += amount * (along * along / amount) * stick
-            radial, turned = 2 * stick * (1 - exponent), 2 * stick * decay * along
+            z = along * along / amount
+            value, by_b, stick_d, stick_r = _decay(b[n] * z, d, r)
+            whole += amount * value
+            by_d += amount * stick_d
+            by_r += amount * stick_r
+            radial, turned = 2 * (value - b[n] * by_b * z), 2 * b[n] * by_b * along
             for c in range(3):
                 j[k + c] = radial * x[k + c] + turned * g[n, c]
-        j[0] = decay * by_decay
+        j[0] = by_d
+        if with_spread:
+            j[p - 1] = 2 * x[p - 1] * by_r
         residual = data[n] - whole
         cost += residual * residual
         for i in range(p):
