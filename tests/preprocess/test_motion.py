@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.preprocess import phantom_series as phantom
 from torch import Tensor
 
 from tractode.errors import InputDataError
-from tractode.fields import DWI, Affine
+from tractode.fields import DWI, Affine, GradientTable
 from tractode.ops import volume_pose as pose
 from tractode.preprocess.eddy import PhaseEncoding, geometry
 from tractode.preprocess.motion import MotionEstimate, MotionSettings, correct_motion, framewise_displacement, why_not
@@ -100,6 +102,28 @@ def test_a_still_head_is_left_where_it_is(oblique_affine: Tensor) -> None:
     assert float(torch.rad2deg(found.rigid[:, 3:].norm(dim=-1)).max()) < 0.4
     assert not bool(found.outliers.any())
     assert "phase encoding" in found.notes[0]
+
+
+def test_two_volumes_meet(oblique_affine: Tensor) -> None:
+    """Two b=0 volumes, one shifted: they come together, and do not change places."""
+    gtab = GradientTable(torch.zeros(2).double(), torch.zeros(2, 3).double(), torch.ones(2, dtype=torch.bool))
+    rigid = torch.zeros(2, 6, dtype=torch.float64)
+    rigid[1, :3] = torch.tensor([0.6, -0.4, 0.5])
+    scan = phantom.scan(phantom.grid_of(oblique_affine), gtab, rigid, torch.zeros(2, 9).double(), sigma=10.0)
+    found = correct_motion(scan, None, QUICK).rigid
+    assert torch.allclose((found[1] - found[0])[:3], rigid[1, :3], atol=0.06)
+    assert torch.allclose(found.mean(0), torch.zeros(6).double(), atol=1e-6)
+
+
+def test_a_series_without_b0_and_with_a_lone_shell_is_aligned(oblique_affine: Tensor) -> None:
+    gtab = phantom.table(9, 1)
+    gtab.bvecs[0] = torch.tensor([0.0, 0.0, 1.0])
+    gtab = GradientTable(torch.where(gtab.is_b0, 700.0, gtab.bvals), gtab.bvecs, torch.zeros(10).bool())
+    rigid = torch.zeros(10, 6, dtype=torch.float64)
+    rigid[0, 2] = 2.0
+    scan = phantom.scan(phantom.grid_of(oblique_affine), gtab, rigid, torch.zeros(10, 9).double(), sigma=10.0)
+    found = correct_motion(scan, None, replace(QUICK, smoothing=(6.0, 6.0))).rigid
+    assert float((found[0] - found[1:].mean(0))[2]) == pytest.approx(2.0, abs=0.5)
 
 
 def test_nothing_to_undo_is_the_scan_itself(oblique_affine: Tensor) -> None:

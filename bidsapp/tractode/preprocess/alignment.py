@@ -74,7 +74,10 @@ class Rounds:
         self.is_b0 = scan.gtab.is_b0.cpu()
         self.n_terms = self._eddy_terms()
         self.kinds = kinds(scan.gtab)
-        self.n_alike = {volume: len(index) for index in self.kinds for volume in index.tolist()}
+        # A lone weighted volume goes towards what the other shells say of it.
+        n_weighted = int((~self.is_b0).sum())
+        counts = [len(index) if len(index) > 1 or self.is_b0[index[0]] else n_weighted for index in self.kinds]
+        self.n_alike = {v: n for index, n in zip(self.kinds, counts, strict=True) for v in index.tolist()}
         self.expected = torch.zeros(n, 9, dtype=torch.float64)
         self.loosest = torch.tensor([1.0] * 3 + [_QUADRATIC] * 6, dtype=torch.float64) * settings.eddy_mm
         self.spread = self.loosest

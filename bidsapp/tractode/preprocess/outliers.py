@@ -60,7 +60,7 @@ def deviations(losses: Float[Tensor, "n s"], gtab: GradientTable) -> Float[Tenso
 
 def kinds(gtab: GradientTable) -> list[Tensor]:
     """Indices of the volumes that can be compared: all b=0, and each shell; small shells (scattered b-values) together."""
-    groups = [(gtab.is_b0.cpu()).nonzero()[:, 0]]
+    groups = [gtab.is_b0.cpu().nonzero()[:, 0]] if bool(gtab.is_b0.any()) else []
     small: list[Tensor] = []
     for _, index in gtab.shells():
         if len(index) >= 6:

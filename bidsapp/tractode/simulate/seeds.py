@@ -29,6 +29,7 @@ PURPOSES = (
     "tract scan",
     "tract noise",
     "atlas bundles",
+    "disturbance",
 )
 
 
