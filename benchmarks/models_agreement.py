@@ -4,7 +4,8 @@
 
 Tensors: ``relative`` is the norm of the difference over the reference's, in every voxel of the mask. FODs: angular
 correlation (Anderson, MRM 2005, doi:10.1002/mrm.20667) and angles between the largest peaks (MRtrix3's ``sh2peaks`` on both)
-in white matter. Both programs get the same table, mask and response. The real scans have one shell; models of several shells
+in white matter. Both programs get the same table, mask and response; ``same_directions``: also the 300 axes at which FODs are held
+above 0, of which each program has its own (that alone makes MRtrix3 differ from itself). The real scans have one shell; models of several shells
 are compared on the simulated one.
 """
 
@@ -212,17 +213,30 @@ def deconvolution(scan: Scan, work: Path) -> Entry:
     b = max(round(b) for b, _ in dwi.gtab.shells())
     call("dwi2response", "fa", scan.dwi, text, "-mask", scan.mask, *scan.mrtrix, "-scratch", work, "-force", "-quiet")
     call("dwi2fod", "csd", scan.dwi, text, theirs, "-mask", scan.mask, "-lmax", 8, *scan.mrtrix, "-force", "-quiet")
+    same = work / "peer_fod_same.nii"
+    call("dwi2fod", "csd", scan.dwi, text, same, "-mask", scan.mask, "-lmax", 8, "-directions", axes_file(work), *scan.mrtrix, "-force", "-quiet")  # fmt: skip
     response = load_response(text, "wm").single_shell(float(b))
     fods = CSD(response).fit(dwi.voxels().double(), dwi.gtab)
     peer = voxels(theirs, dwi.mask)
     ours_image = work / "our_fod.nii"
     write_image(ours_image, dwi.unravel(fods.float()))
     found = {"mrtrix3": correlation(fods[inside], peer[inside]) | peaks_apart(ours_image, theirs, scan, work)}
+    found["mrtrix3_same_directions"] = correlation(fods[inside], voxels(same, dwi.mask)[inside])
     for name, tau in (("dipy", 0.1), ("dipy_tau_0", 0.0)):
         dipy = dipy_fods(dwi, response, inside, tau)
         found[name] = correlation(fods[inside][: len(dipy)], dipy)
         found[f"{name}_with_mrtrix3"] = correlation(peer[inside][: len(dipy)], dipy)
     return found
+
+
+def axes_file(work: Path) -> Path:
+    """The 300 axes at which our fits are held above 0, as azimuth and inclination, for ``dwi2fod -directions``."""
+    from tractode.ops import sphere
+
+    axes = sphere.directions(300, hemisphere=True).double()
+    path = work / "axes.txt"
+    np.savetxt(path, torch.stack([torch.atan2(axes[:, 1], axes[:, 0]), axes[:, 2].clamp(-1, 1).acos()], -1).numpy())
+    return path
 
 
 def dipy_fods(dwi: DWI, response: Any, inside: torch.Tensor, tau: float, at_most: int = 3000) -> torch.Tensor:
@@ -304,6 +318,11 @@ def tissues(scan: Scan, work: Path, n: int) -> Entry:
     ours_image = work / "our_wm.nii"
     write_image(ours_image, Image(dwi.grid, dwi.unravel(maps["wm"].float()).values))
     found["wm"] |= peaks_apart(ours_image, out["wm"], scan, work)
+    same = [item for name in names for item in (text[name], work / f"{n}_{name}_same.nii")]
+    call("dwi2fod", "msmt_csd", scan.dwi, *same, "-mask", scan.mask, "-directions", axes_file(work), *scan.mrtrix, "-force", "-quiet")  # fmt: skip
+    white_same = voxels(work / f"{n}_wm_same.nii", dwi.mask)
+    found["wm_same_directions"] = correlation(maps["wm"][inside], white_same[inside])
+    found["wm_mrtrix3_with_either_directions"] = correlation(white_same[inside], peer["wm"][inside])
     for name in names:
         error = (maps[name][:, :1] / mine - peer[name][:, :1] / total).abs().ravel()
         found[f"fraction_{name}"] = {
