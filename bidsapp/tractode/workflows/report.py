@@ -66,6 +66,8 @@ def methods(records: Iterable[StepRecord]) -> dict[str, Any]:
         if "fit" in known:
             facts["models"].append({"label": known["label"], **known["fit"]})
             facts["keys"].append(known["citation"])
+        if "spread" in known:
+            facts["sentences"].append(tuple(known["spread"]))
         if "tracker" in known:
             facts["trackers"].append({"method": known["method"], "n_streamlines": known["n_asked"], **known["tracker"]})
             facts["keys"].append(known["citation"])
@@ -159,7 +161,9 @@ def _reportlets(output_dir: Path, facts: Iterable[dict[str, Any]]) -> list[Repor
     return found
 
 
-def _of_runs(reportlets: list[Reportlet], records: Iterable[StepRecord], by_step: dict[str, str]) -> list[Reportlet]:
+def _of_runs(
+    reportlets: list[Reportlet], facts: Iterable[tuple[str, dict[str, Any]]], by_step: dict[str, str]
+) -> list[Reportlet]:
     """Pictures of the parts of a combined run stand with that run, under the part's name."""
     owner = {part: by_step[step] for step, known in facts for part in known.get("parts", []) if step in by_step}
     return [
