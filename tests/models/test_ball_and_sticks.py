@@ -81,15 +81,18 @@ def test_noise_brings_few_false_sticks_and_loses_few() -> None:
 
 @pytest.mark.parametrize("n_unknowns", [8, 9])
 def test_the_compiled_search_ends_where_the_other_does(n_unknowns: int) -> None:
-    gtab = table_of_shells((1000.0, 2500.0), 10)
+    gtab = table_of_shells((1000.0, 2500.0), 20)
     b = gtab.bvals / 1000
     generator = torch.Generator().manual_seed(n_unknowns)
-    truth = 0.5 + 0.3 * torch.randn(20, n_unknowns, generator=generator, dtype=torch.float64)
+    middle = torch.cat(
+        [torch.tensor([0.3, 0.6]).double(), 0.5 * _AXES[0], 0.4 * _AXES[1], torch.tensor([0.5]).double()]
+    )
+    truth = middle[:n_unknowns] + 0.05 * torch.randn(20, n_unknowns, generator=generator, dtype=torch.float64)
     clean = _signal(truth, b, gtab.bvecs)
     data = clean + 0.01 * torch.randn(clean.shape, generator=generator, dtype=torch.float64)
     start = truth + 0.02 * torch.randn(truth.shape, generator=generator, dtype=torch.float64)
     ours = _searched(data, start, b, gtab.bvecs)
-    theirs = levenberg_marquardt(lambda x: _signal(x, b, gtab.bvecs), data, start, n_iterations=12)
+    theirs = levenberg_marquardt(lambda x: _signal(x, b, gtab.bvecs), data, start, n_iterations=25)
 
     def cost(x: torch.Tensor) -> torch.Tensor:
         return (data - _signal(x, b, gtab.bvecs)).square().sum(-1)
