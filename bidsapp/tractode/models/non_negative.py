@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -26,7 +27,8 @@ from tractode.ops import spherical_harmonics as sh
 
 N_CONSTRAINTS = 300
 _TOLERANCE = 1e-13  # of the duality gap of each constraint, for targets scaled to 1
-_MOST = 60
+_FIRST_DUAL = 0.003
+_MOST = 40
 _STIFFNESS = 1e5  # ρ, P being scaled to 1
 _MOST_ROUNDS = 20
 _TASK = 512  # voxels that one thread takes at a time
@@ -70,25 +72,30 @@ class NonNegative:
         axes = sphere.directions(N_CONSTRAINTS, hemisphere=True)
         alone = torch.eye(p - sh.n_coefficients(self.order), dtype=torch.float64)
         harmonics = _wide(torch.block_diag(sh.basis(axes, 2 * self.order), alone), 16)
-        inside = torch.zeros(p, dtype=torch.float64)
-        inside[0], inside[sh.n_coefficients(self.order) :] = 1.0, 0.3
-        numbers = (
+        tables = (
+            system,
+            _wide(self.quadratic, 8).ravel(),
+            first,
+            which,
+            weights,
             harmonics.ravel(),
             harmonics.shape[1],
             _wide(self.constraint.mT, 8).ravel(),
             _wide(self.constraint, 8).ravel(),
-            inside,
-            self.constraint @ inside,
         )
-        quadratic = _wide(self.quadratic, 8).ravel()
-        every = (system, quadratic, first, which, weights, *numbers)
-        arrays = (value.contiguous().numpy() if isinstance(value, Tensor) else value for value in every)
-        return (*arrays, _TOLERANCE, _MOST)
+        return tuple(value.contiguous().numpy() if isinstance(value, Tensor) else value for value in tables)
+
+    @cached_property
+    def inside(self) -> tuple[Any, Any]:
+        """A point that meets every constraint with something to spare, and by how much it does."""
+        point = torch.zeros(self.forward.shape[1], dtype=torch.float64)
+        point[0], point[sh.n_coefficients(self.order) :] = 1.0, 0.3
+        return point.numpy(), (self.constraint @ point).numpy()
 
     @cached_property
     def penalty(self) -> tuple[Any, ...]:
         """What the rounds that find A need."""
-        system, _, first, which, weights, harmonics, n_harmonics, columns = self.tables[:8]
+        system, _, first, which, weights, harmonics, n_harmonics, columns, _ = self.tables
         return system, first, which, weights, _STIFFNESS * harmonics, n_harmonics, columns, _MOST_ROUNDS
 
     @cached_property
@@ -99,30 +106,35 @@ class NonNegative:
     def solved(
         self, signal: Float[Tensor, "v m"], keep: bool = False
     ) -> tuple[Float[Tensor, "v p"], UInt8[Tensor, "v h"] | None]:
-        """The least points in float64, and 1 for every constraint that holds one if the derivative will need them."""
+        """The least points in the signal's dtype, and 1 for every constraint that holds one if the derivative will need them."""
         from tractode.models.kernels.active_set import settle  # numba takes part of a second to import
         from tractode.models.kernels.interior_point import descend
         from tractode.models.kernels.rows import multiply
 
         rows = signal.detach().cpu().contiguous().numpy()
-        out = torch.empty(len(rows), self.forward.shape[1], dtype=torch.float64)
+        out = torch.empty(len(rows), self.forward.shape[1], dtype=signal.dtype)
         held = torch.empty(len(rows) if keep else 0, len(self.constraint), dtype=torch.uint8)
-        tables, (columns, p) = self.tables, self.projection
-        penalty = self.penalty
+        (columns, p), penalty = self.projection, self.penalty
+        tables, (inside, spare) = self.tables, self.inside
 
         def task(begin: int) -> None:
             part = slice(begin, begin + _TASK)
-            target = torch.empty(len(rows[part]), p, dtype=torch.float64).numpy()
+            count = len(rows[part])
+            target = np.empty((count, p))
             multiply(rows[part], columns, target)
-            ratios = torch.empty(len(target), len(self.constraint), dtype=torch.float64).numpy()
-            rough, exact = torch.empty(len(target), p, dtype=torch.float64).numpy(), out[part].numpy()
-            descend(target, *tables, rough, ratios)
-            those, rounds = (ratios > 1).view("uint8"), torch.empty(len(target), dtype=torch.int32).numpy()
+            scale = np.abs(target).max(-1, keepdims=True)
+            target /= np.where(scale > 0, scale, 1)
+            points, slacks = np.tile(inside, (count, 1)), np.tile(spare, (count, 1))
+            duals = np.full_like(slacks, _FIRST_DUAL)
+            descend(target, *tables, _TOLERANCE, _MOST, points, slacks, duals)
+            those, rounds = (duals > slacks).view(np.uint8), np.empty(count, np.int32)
+            exact = np.empty_like(points)
             settle(target, those, *penalty, exact, rounds)
-            unsettled = rounds == _MOST_ROUNDS
-            exact[unsettled] = rough[unsettled]
+            unsettled = (rounds == _MOST_ROUNDS) & np.isfinite(points).all(-1)
+            exact[unsettled] = points[unsettled]
+            out[part].numpy()[:] = exact * scale
             if keep:
-                held[part] = torch.from_numpy(those)
+                held[part].numpy()[:] = those
 
         begins = range(0, len(rows), _TASK)
         with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(begins)))) as pool:

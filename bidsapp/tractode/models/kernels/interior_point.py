@@ -18,23 +18,17 @@ from tractode.ops.lane_algebra import factorise, gather, solve, times
 from tractode.ops.lanes import larger, load, spread, store
 
 _SHORT_OF_WALL = 0.999
-_FIRST_DUAL = 0.003
 
 
 @inner
-def _fill(place: int, row: Any, inside: Any, slack: Any, target: Any, x: Any, s: Any, z: Any, w: int) -> Any:
-    """The next voxel at a place, its problem scaled so that its largest target is 1; the scale."""
-    scale = target.dtype.type(0)
+def _fill(place: int, row: Any, point: Any, slack: Any, dual: Any, target: Any, x: Any, s: Any, z: Any, w: int) -> None:
+    """The next voxel at a place."""
     for k in range(len(row)):
-        scale = max(scale, abs(row[k]))
-    inverse = 1 / scale if scale > 0 else scale
-    for k in range(len(row)):
-        target[k * w + place] = row[k] * inverse
-        x[k * w + place] = inside[k]
+        target[k * w + place] = row[k]
+        x[k * w + place] = point[k]
     for d in range(len(slack)):
         s[d * w + place] = slack[d]
-        z[d * w + place] = _FIRST_DUAL
-    return scale
+        z[d * w + place] = dual[d]
 
 
 @inner
@@ -83,7 +77,7 @@ def _advance(s: Any, z: Any, inverse: Any, ds: Any, dz: Any, push: Any, m: int, 
 
 
 @kernel
-def descend(  # noqa: PLR0912, PLR0915
+def descend(  # noqa: PLR0912
     targets: Any,
     system_of: Any,
     quadratic: Any,
@@ -94,21 +88,20 @@ def descend(  # noqa: PLR0912, PLR0915
     n_harmonics: int,
     columns: Any,
     rows: Any,
-    inside: Any,
-    slack: Any,
     tolerance: float,
     most: int,
-    out: Any,
-    ratios: Any,
-) -> int:
-    """The least points, in ``out``; ``z / s`` of every constraint in ``ratios`` unless it has no rows; how many systems were solved.
+    points: Any,
+    slacks: Any,
+    duals: Any,
+) -> None:
+    """Brings ``points``, their ``slacks`` H x > 0 and ``duals`` > 0 from where they are to the least points.
 
     ``system_of`` (packed), ``first``, ``which`` and ``weights`` make the system (`lane_algebra.gather`) of the sums that
-    ``harmonics`` makes; ``quadratic`` is P, ``columns`` H and ``rows`` Hᵀ by their columns; ``inside`` meets every constraint
-    by the amounts ``slack``. P is scaled to a largest diagonal of 1; the duality gap per constraint ends below ``tolerance``.
+    ``harmonics`` makes; ``quadratic`` is P, ``columns`` H and ``rows`` Hᵀ by their columns. P and ``targets`` are scaled to 1;
+    the duality gap per constraint ends below ``tolerance``.
     """
     w, n_voxels, n = 64 // targets.itemsize, targets.shape[0], targets.shape[1]
-    m, size = len(slack), n + (-n) % 4
+    m, size = slacks.shape[1], n + (-n) % 4
     n_rows, wide = m + (-m) % 8, n + (-n) % 8
     target, x, dx, px = (
         workspace(wide * w, targets),
@@ -121,16 +114,17 @@ def descend(  # noqa: PLR0912, PLR0915
     ds, dz, push = workspace(n_rows * w, targets), workspace(n_rows * w, targets), workspace(n_rows * w, targets)
     sums, system = workspace(n_harmonics * w, targets), workspace(len(system_of) * w, targets)
     residual, gap, length = workspace(w, targets), workspace(w, targets), workspace(w, targets)
-    voxel, age, scale = np.full(w, -1), np.zeros(w, np.int64), np.zeros(w, targets.dtype)
-    following, n_busy, n_solved = 0, 0, 0
+    voxel, age = np.full(w, -1), np.zeros(w, np.int64)
+    following, n_busy = 0, 0
     while True:
         for place in range(w):
             if voxel[place] < 0 and following < n_voxels:
-                scale[place] = _fill(place, targets[following], inside, slack, target, x, s, z, w)
+                v = following
+                _fill(place, targets[v], points[v], slacks[v], duals[v], target, x, s, z, w)
                 voxel[place], age[place], residual[place] = following, 0, 1
                 following, n_busy = following + 1, n_busy + 1
         if not n_busy:
-            return n_solved
+            return
         for d in range(0, m * w, w):
             one_over = 1.0 / load(s, d)
             store(inverse, d, one_over)
@@ -159,7 +153,6 @@ def descend(  # noqa: PLR0912, PLR0915
             store(x, k, load(x, k) + step * load(dx, k))
         store(length, 0, step)
         store(gap, 0, left)
-        n_solved += 1
         for place in range(w):
             residual[place] *= 1 - length[place]
             age[place] += 1
@@ -167,8 +160,7 @@ def descend(  # noqa: PLR0912, PLR0915
             if voxel[place] < 0 or not (ended or age[place] == most):
                 continue
             for k in range(n):
-                out[voxel[place], k] = x[k * w + place] * scale[place]
-            if len(ratios):
-                for d in range(m):
-                    ratios[voxel[place], d] = z[d * w + place] / s[d * w + place]
+                points[voxel[place], k] = x[k * w + place]
+            for d in range(m):
+                slacks[voxel[place], d], duals[voxel[place], d] = s[d * w + place], z[d * w + place]
             voxel[place], n_busy = -1, n_busy - 1
