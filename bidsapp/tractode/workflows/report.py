@@ -35,7 +35,7 @@ def write_report(output_dir: Path, participant: str) -> Path:
         ],
         reportlets=_of_runs(
             _reportlets(output_dir, [*(r.facts for r in records), *(e.get("facts", {}) for e in errors)]),
-            records,
+            [*((r.step, r.facts) for r in records), *((e["step"], e.get("facts", {})) for e in errors)],
             by_step,
         ),
         plan=[
