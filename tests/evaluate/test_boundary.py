@@ -41,7 +41,7 @@ def test_the_border_is_a_sphere(brain: tuple[Image, Image, torch.Tensor]) -> Non
     assert len(points) > 800
     assert float((radius - 26).abs().quantile(0.95)) < 0.5
     outward = (points - middle) / radius[:, None]
-    assert float((normals * outward).sum(-1).quantile(0.05)) > 0.99
+    assert float((normals * outward).sum(-1).quantile(0.05)) > 0.95
 
 
 def test_a_shift_is_told(brain: tuple[Image, Image, torch.Tensor]) -> None:

@@ -23,8 +23,8 @@ def anat(session: str) -> AnatFile:
 def laid_out(tmp_path: Path):
     """``laid_out(reference, sessions with images)``: the builder, and the steps it adds, in order."""
 
-    def make(reference: str, sessions: tuple[str, ...]) -> tuple[AnatomyBuilder, list[str]]:
-        settings = Settings(tmp_path, tmp_path / "out", subject_anatomical_reference=reference)
+    def make(reference: str, sessions: tuple[str, ...], **wanted: str) -> tuple[AnatomyBuilder, list[str]]:
+        settings = Settings(tmp_path, tmp_path / "out", subject_anatomical_reference=reference, **wanted)
         workflow, added = pe.Workflow("test"), []
 
         def add(interface: Step, step: str, run: str, memory_gb: float) -> pe.Node:
@@ -42,7 +42,21 @@ def laid_out(tmp_path: Path):
 def test_sessions_share_the_one_image_there_is(laid_out) -> None:
     builder, added = laid_out("sessionwise", ("1",))
     assert builder.of_session("1") is builder.of_session("2")
-    assert len(added) == 2
+    assert [step.partition("_")[2] for step in added] == [
+        "ses-1_prepare-T1w", "ses-1_normalise-T1w-MNI152NLin2009aSym", "ses-1_segment-T1w",
+    ]  # fmt: skip
+
+
+def test_tissues_that_are_there_are_taken_unless_our_own_are_wanted(laid_out) -> None:
+    kinds = {}
+    for name, wanted in (("auto", {}), ("own", {"segmentation": "own"}), ("none", {"segmentation": "none"})):
+        builder, _ = laid_out("sessionwise", ("1",), **wanted)
+        folder = builder.settings.bids_dir / "derivatives" / "fmriprep" / "sub-01" / "ses-1" / "anat"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "sub-01_ses-1_desc-aseg_dseg.nii.gz").touch()
+        node = builder.of_session("1").segmented
+        kinds[name] = None if node is None else getattr(node.interface.inputs.source, "kind", "own")
+    assert kinds == {"auto": "labels", "own": "own", "none": None}
 
 
 def test_each_session_by_itself(laid_out) -> None:

@@ -119,11 +119,22 @@ def border(grey: Image, white: Image, depth: float = 2.0) -> tuple[Float[Tensor,
     at = ((values - 0.5).abs() < 0.3) & (steep > 0.1)
     gradient, steepness = slope[at], steep[at]
     normal = -gradient / steepness[:, None]
-    points = white.grid.centres(torch.float64)[at] + normal * ((values[at] - 0.5) / steepness)[:, None]
+    points = _crossing(white, white.grid.centres(torch.float64)[at], normal)
     is_grey = grey.sample(points + depth * normal)[..., 0] > 0.5
     is_white = white.sample(points - depth * normal)[..., 0] > 0.5
     kept = is_grey & is_white
     return points[kept], normal[kept]
+
+
+def _crossing(white: Image, points: Float[Tensor, "p 3"], normal: Float[Tensor, "p 3"]) -> Float[Tensor, "p 3"]:
+    """Where the interpolated map is 1/2 on the line through each point, by halving two voxels' length."""
+    reach = max(white.grid.voxel_sizes)
+    low, high = (torch.full((len(points), 1), sign * reach, dtype=points.dtype) for sign in (-1.0, 1.0))
+    for _ in range(10):
+        middle = (low + high) / 2
+        is_white = white.sample(points + middle * normal)[..., :1] > 0.5
+        low, high = torch.where(is_white, middle, low), torch.where(is_white, high, middle)
+    return points + (low + high) / 2 * normal
 
 
 def _seen(image: Image, points: Float[Tensor, "p 3"]) -> Tensor:
