@@ -160,10 +160,9 @@ def kurtosis_in(params: Float[Tensor, "v 22"], exponents: Sequence[str]) -> Floa
 def _constrained(
     signal: Float[Tensor, "t n"], matrix: least_squares.Design, bounds: Float[Tensor, "m 22"]
 ) -> Float[Tensor, "t 22"]:
-    logs = log_linear.logarithm(signal.to(torch.float64))
-    free, weights = log_linear.linear(logs, matrix, "wls")
+    free, weights = log_linear.linear(*log_linear.logarithm(signal), matrix, "wls")
     assert weights is not None
-    return inequality.constrained(matrix, weights, free, bounds).mT.to(signal.dtype)
+    return inequality.constrained(matrix, weights.to(torch.float64), free, bounds).mT.to(signal.dtype)
 
 
 def _of(signal: Float[Tensor, "v n"], index: Int[Tensor, " m"]) -> Float[Tensor, "v m"]:

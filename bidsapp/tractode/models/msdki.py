@@ -60,9 +60,9 @@ class MSDKI(SignalModel):
 
         def of_tile(tile: Tensor) -> Tensor:
             means = torch.stack([tile[:, index.to(tile.device)].to(torch.float64).mean(-1) for index in groups], -1)
-            logs = log_linear.logarithm(means)
-            weights = count[:, None] * (2 * (logs - logs.amax(0))).exp()
-            return design.weighted(logs, weights).mT.to(tile.dtype)
+            logs, level = log_linear.logarithm(means)
+            found = design.weighted(logs, count[:, None] * (2 * logs).exp()).mT
+            return torch.cat([found[:, :2], found[:, 2:] + level[:, None]], -1).to(tile.dtype)
 
         fitted = least_squares.in_tiles(of_tile, signal)
         return fitted / fitted.new_tensor([_B_SCALE, 1.0, 1.0])

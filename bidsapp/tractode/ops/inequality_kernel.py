@@ -121,8 +121,9 @@ def _enter(bound, lower, scale, start, rows, gram, wanted, k):  # type: ignore[n
 @inner
 def _settle(rows, gram, work, wanted, multiplier, trial, which, k):  # type: ignore[no-untyped-def]
     """Multipliers of the active constraints, all positive; those that would turn negative leave. Returns how many stay."""
+    known = k - 1  # rows of the factor that are still right
     while k > 0:
-        if not _solve(gram, work, wanted, trial, k):
+        if not _solve(gram, work, wanted, trial, known, k):
             return k - 1  # the last depends on the others
         step = 1.0
         for i in range(k):
@@ -132,11 +133,13 @@ def _settle(rows, gram, work, wanted, multiplier, trial, which, k):  # type: ign
             multiplier[i] += step * (trial[i] - multiplier[i])
         if step == 1.0:
             return k
-        kept = 0
+        kept, known = 0, k
         for i in range(k):
             if not (trial[i] <= 0.0 and multiplier[i] <= 1e-14):
                 _move(rows, gram, wanted, multiplier, which, i, kept, k)
                 kept += 1
+            else:
+                known = min(known, i)
         if kept == k:
             return k
         k = kept
@@ -156,8 +159,8 @@ def _move(rows, gram, wanted, multiplier, which, source, target, k):  # type: ig
 
 
 @inner
-def _solve(gram, work, wanted, out, k):  # type: ignore[no-untyped-def]
-    for i in range(k):
+def _solve(gram, work, wanted, out, known, k):  # type: ignore[no-untyped-def]
+    for i in range(known, k):
         for j in range(i + 1):
             total = gram[i, j]
             for n in range(j):

@@ -102,9 +102,24 @@ def weighted(
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """``y = X β`` for many voxels, prepared once in float64. Here measurements come first and voxels are columns."""
+    """``y = X β`` for many voxels, prepared once in float64. Here measurements come first and voxels are columns.
+
+    Solutions are float64, whatever the data.
+    """
 
     matrix: Float[Tensor, "n p"]
+
+    def cast(self, dtype: torch.dtype) -> Design:
+        """This design for data of another type: long sums are formed in that, systems solved in float64."""
+        return self if dtype == self.matrix.dtype else self._single
+
+    @cached_property
+    def _single(self) -> Design:
+        single = Design(self.matrix.to(torch.float32))
+        chosen, place, factor = self.products
+        single.__dict__["inverse"] = self.inverse.to(torch.float32)  # prepared in float64
+        single.__dict__["products"] = chosen.to(torch.float32), place, factor
+        return single
 
     @cached_property
     def inverse(self) -> Float[Tensor, "p n"]:
@@ -134,8 +149,8 @@ class Design:
 
     def weighted(self, data: Float[Tensor, "n t"], weights: Float[Tensor, "n t"]) -> Float[Tensor, "p t"]:
         """``argmin Σ w (X β − y)²``; with the least ridge where the weights leave X without full rank."""
-        right = self.matrix.mT @ (weights * data)
-        return _Solution.apply(self.products[0] @ weights, right, self)
+        right = (self.matrix.mT @ (weights * data)).to(torch.float64)
+        return _Solution.apply((self.products[0] @ weights).to(torch.float64), right, self)
 
     def normal(self, sums: Float[Tensor, "m t"]) -> Float[Tensor, "t p p"]:
         """``XᵀWX`` from the sums of the products."""

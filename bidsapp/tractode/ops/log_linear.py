@@ -28,60 +28,58 @@ _LARGEST_EXPONENT = 20.0  # a fit that predicts more than e²⁰ times the large
 def fit(
     signal: Float[Tensor, "t n"], design: Design, method: Method, sigma: float | None = None
 ) -> Float[Tensor, "t p"]:
-    """``β`` of each row; the last column of X is that of ln S₀. float64 inside, the signal's dtype outside.
+    """``β`` of each row; the last column of X is that of ln S₀. Systems are solved in float64; dtype follows the signal.
 
     ``ols``; ``wls``: one round with weights from the ordinary fit; ``iwls``: weights from the signals, then two rounds with
     weights from the last fit (as MRtrix3 ``dwi2tensor``); ``nlls``: least squares of the signals; ``rician``: the greatest
     likelihood under Rician noise of the given standard deviation, or of one estimated in the voxel.
     """
-    signal64 = signal.to(torch.float64)
-    logs = logarithm(signal64)
     if method in ("nlls", "rician"):
-        return _nonlinear(signal64, logs, design, sigma if method == "rician" else 0.0).to(signal.dtype)
-    return linear(logs, design, method)[0].mT.to(signal.dtype)
+        return _nonlinear(signal.to(torch.float64), design, sigma if method == "rician" else 0.0).to(signal.dtype)
+    return linear(*logarithm(signal), design, method)[0].mT.to(signal.dtype)
 
 
-def logarithm(signal: Float[Tensor, "t n"]) -> Float[Tensor, "n t"]:
-    """Log signals, volumes first, kept above `FLOOR` of the voxel's largest."""
+def logarithm(signal: Float[Tensor, "t n"]) -> tuple[Float[Tensor, "n t"], Float[Tensor, " t"]]:
+    """Log signals over the voxel's largest, volumes first, kept above `FLOOR`; and the logarithm of the largest."""
     columns = signal.mT.contiguous()
-    largest = columns.amax(0).clamp_min(torch.finfo(signal.dtype).tiny / FLOOR)
-    return torch.maximum(columns, FLOOR * largest).log()
+    tiny = torch.finfo(signal.dtype).tiny
+    largest = columns.amax(0).clamp_min(tiny / FLOOR)
+    level = largest.detach().log()  # a mere unit: nothing depends on it
+    return torch.maximum(columns, FLOOR * largest).log() - level, level
 
 
 def linear(
-    logs: Float[Tensor, "n t"], design: Design, method: Method
+    logs: Float[Tensor, "n t"], level: Float[Tensor, " t"], design: Design, method: Method
 ) -> tuple[Float[Tensor, "p t"], Float[Tensor, "n t"] | None]:
-    """Parameters by one of the three linear methods, and the weights of the last round."""
-    if method == "ols":
-        return design.ordinary(logs), None
-    largest = logs.amax(0)
-    if method == "wls":
-        params, rounds = design.ordinary(logs), 1
-    else:
-        params, rounds = design.weighted(logs, (2 * (logs - largest)).exp()), N_REWEIGHTS
+    """Parameters (float64) by one of the three linear methods, and the weights of the last round.
+
+    Each round solves for what it adds to the last, from the residuals: the long sums of float32 data may then be formed in
+    float32, which is good to 10⁻⁵ of the noise.
+    """
+    single = design.cast(logs.dtype)
+    params = single.ordinary(logs).to(torch.float64)
+    rounds = {"ols": 0, "wls": 1, "iwls": 1 + N_REWEIGHTS}[method]
     weights = None
-    for _ in range(rounds):
-        # Twice the exponent and the scale are put into the parameters, of which there are fewer.
-        doubled = torch.cat([2 * params[:-1], 2 * (params[-1:] - largest)])
-        weights = design.predict(doubled).clamp_max(2 * _LARGEST_EXPONENT).exp()
-        params = design.weighted(logs, weights)
-    return params, weights
+    for index in range(rounds):
+        rounded = params.to(logs.dtype)
+        predicted = single.predict(rounded)
+        values = logs if method == "iwls" and index == 0 else predicted.clamp_max(_LARGEST_EXPONENT)
+        weights = (2 * values).exp()
+        params = rounded.to(torch.float64) + single.weighted(logs - predicted, weights).to(torch.float64)
+    return torch.cat([params[:-1], params[-1:] + level.to(torch.float64)]), weights
 
 
-def _nonlinear(
-    signal: Float[Tensor, "t n"], logs: Float[Tensor, "n t"], design: Design, sigma: float | None
-) -> Float[Tensor, "t p"]:
+def _nonlinear(signal: Float[Tensor, "t n"], design: Design, sigma: float | None) -> Float[Tensor, "t p"]:
     """Least squares of signals (``sigma`` 0), or the greatest likelihood, from the weighted fit; each voxel in units of its largest."""
-    largest = logs.detach().amax(0)
-    start = linear(logs.detach(), design, "wls")[0].mT.clone()
-    start[:, -1] -= largest
-    unit = signal / largest.exp()[:, None]
+    logs, level = logarithm(signal.detach())
+    start = linear(logs, torch.zeros_like(level), design, "wls")[0].mT
+    unit = signal / level.exp()[:, None]
 
     def predict(params: Tensor) -> Tensor:
         return (params @ design.matrix.mT).exp()
 
     found = levenberg_marquardt(predict, unit, start)
     if sigma is None or sigma > 0:
-        level = None if sigma is None else sigma / largest.exp()[:, None]
-        found = rician_fit(predict, unit, found.detach(), level)
-    return torch.cat([found[:, :-1], found[:, -1:] + largest[:, None]], -1)
+        noise = None if sigma is None else sigma / level.exp()[:, None]
+        found = rician_fit(predict, unit, found.detach(), noise)
+    return torch.cat([found[:, :-1], found[:, -1:] + level[:, None]], -1)
