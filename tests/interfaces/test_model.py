@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tractode.bids import citations
 from tractode.bids.manifest import Ledger
 from tractode.bids.query import DwiRun
 from tractode.contracts import table_of_shells
@@ -127,6 +128,7 @@ def test_the_spread_of_every_map_is_written(
     prepared: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = fit(prepared, tmp_path / "out", "dti", monkeypatch, uncertainty="laplace").run().outputs
+    assert citations.reference(result.facts["spread"][1])["doi"]
     for name in ("fa", "md", "direction"):
         path = Path(result.outputs[f"{name}-sd"])
         assert path.name == f"{PREFIX}_model-tensor_param-{name}_desc-sd_dwimap.nii.gz"

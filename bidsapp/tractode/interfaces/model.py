@@ -28,6 +28,10 @@ from tractode.reports import figures_models
 __all__ = ["FEW_ENOUGH", "SLAB", "FitModel"]
 
 Spread = Literal["none", "laplace", "bootstrap"]
+_SENTENCES = {
+    "laplace": ("Standard deviations of the maps were found from the derivatives of the fits", "koay2007"),
+    "bootstrap": ("Standard deviations of the maps were found by a bootstrap of the fits' residuals", "chung2006"),
+}
 
 
 class FitModelInputSpec(StepInputSpec):
@@ -78,6 +82,8 @@ class FitModel(Step):
             model=self.inputs.model, label=kind.label, citation=kind.citation, fit=facts,
             reason=self.inputs.reason, left_out=dict(self.inputs.left_out),
         )  # fmt: skip
+        if method != "none":
+            writer.facts["spread"] = list(_SENTENCES[method])
         inside = Image(mask.grid, mask.mask[None])
         figures = figures_models.figures(kind, maps.image, inside, run.name)
         if method != "none":
