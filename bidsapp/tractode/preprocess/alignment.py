@@ -56,6 +56,9 @@ class Rounds:
             raise InputDataError(
                 reason, id="E-MOTION-TABLE", needed="6 weighted volumes or 2 b=0 volumes", fix="leave motion out"
             )
+        # Many small steps: on the CPU wherever the series is.
+        scan = DWI(scan.grid, scan.signal.cpu(), scan.gtab.to(torch.zeros(1, dtype=torch.float64)), scan.mask.cpu())
+        field_hz = None if field_hz is None else field_hz.cpu()
         self.scan, self.settings = scan, settings
         n, grid = len(scan.gtab), scan.grid
         inside = grid.to_world(scan.mask.nonzero().double())

@@ -54,9 +54,11 @@ def resample_series(
         From the target's space to the scan's (of the reference), where they differ: a run merged with another one. The directions are
         turned by it too.
     """
+    device = scan.signal.device
+    scan = DWI(scan.grid, scan.signal.cpu(), scan.gtab, scan.mask.cpu())  # splines are SciPy's
     still = estimate or _nothing(scan, encoding)
     check_same_grid(scan.grid, still.grid, "A series and its motion estimate")
-    place = geometry(scan.grid, still.centre, encoding or still.encoding, hz)
+    place = geometry(scan.grid, still.centre, encoding or still.encoding, None if hz is None else hz.cpu())
     lost = replace_outliers and bool(still.outliers.any())
     signal = replaced(scan, still, place) if lost else scan.signal
     grid = target or scan.grid
@@ -69,7 +71,8 @@ def resample_series(
             progress(volume + 1, len(signal))
     gtab = still.rotated(scan.gtab)
     gtab = gtab if to_scan is None else gtab.rotated(rotation_part(to_scan.matrix).mT)
-    return DWI(grid, out.to(scan.signal), gtab, scan.mask if target is None else _carried(scan, points, grid))
+    mask = scan.mask if target is None else _carried(scan, points, grid)
+    return DWI(grid, out.to(device, scan.signal.dtype), gtab, mask.to(device))
 
 
 def _nothing(scan: DWI, encoding: PhaseEncoding | None) -> MotionEstimate:

@@ -92,8 +92,9 @@ def _partial(share: float, axis: int | None, plane: list[int]) -> tuple[int, int
 def fraction_of(metadata: Mapping[str, Any]) -> float:
     """Share of the lines that a sidecar says were measured: 1 unless ``PartialFourier`` is a number below 1."""
     stated = metadata.get("PartialFourier")
-    is_share = isinstance(stated, int | float) and not isinstance(stated, bool) and 0.5 < stated <= 1
-    return float(stated) if is_share else 1.0
+    if isinstance(stated, int | float) and not isinstance(stated, bool) and 0.5 < stated <= 1:
+        return float(stated)
+    return 1.0
 
 
 def unring_slices(
