@@ -215,7 +215,7 @@ def _demand(verdict: MaskVerdict | None, failures: Mapping[str, str]) -> MaskVer
 
 
 def _verdict(masks: Mapping[str, Image], failures: Mapping[str, str], image: Image) -> MaskVerdict:
-    """The largest group of methods of which each two agree (of equal groups the one that agrees best) votes."""
+    """The methods that agree vote."""
     names = tuple(masks)
     agreement = {
         (one, other): dice(masks[one].mask.cpu(), masks[other].mask.cpu())
@@ -230,15 +230,24 @@ def _verdict(masks: Mapping[str, Image], failures: Mapping[str, str], image: Ima
 
 
 def _group(names: tuple[str, ...], agreement: Mapping[tuple[str, str], float]) -> tuple[str, ...]:
-    for size in range(len(names), 1, -1):
-        groups = [
-            group
-            for group in itertools.combinations(names, size)
-            if all(agreement[pair] >= AGREE for pair in itertools.combinations(group, 2))
-        ]
-        if groups:
-            return max(groups, key=lambda group: _mean([agreement[p] for p in itertools.combinations(group, 2)]))
-    return names[:1]
+    """The methods of which each two agree: most kinds first, then most methods, then the best agreement."""
+    groups = [
+        group
+        for size in range(2, len(names) + 1)
+        for group in itertools.combinations(names, size)
+        if all(agreement[pair] >= AGREE for pair in itertools.combinations(group, 2))
+    ]
+
+    def rank(group: tuple[str, ...]) -> tuple[int, int, float]:
+        return _kinds(group), len(group), _mean([agreement[pair] for pair in itertools.combinations(group, 2)])
+
+    best = max(groups, key=rank, default=names[:1])
+    # Where no two kinds agree the template is the one that knows what a brain is.
+    return ("template",) if _kinds(best) == 1 and "template" in names else best
+
+
+def _kinds(names: tuple[str, ...]) -> int:
+    return len({_FAMILY.get(name, name) for name in names})
 
 
 def _vote(masks: list[Bool[Tensor, "i j k"]], image: Image) -> Image:
@@ -258,13 +267,15 @@ def _judged(
         return True, f"only {names[0]} was asked"
     if len(used) == 1:
         best = max(agreement.values())
-        return False, f"no two methods agree (the best pair overlaps by a Dice of {best:.2f}; {AGREE} is needed)"
+        return (
+            False,
+            f"no two kinds of methods agree (the best pair overlaps by a Dice of {best:.2f}; {AGREE} is needed)",
+        )
     least = min(agreement[pair] for pair in itertools.combinations(used, 2))
     said = f"{' and '.join(used)} agree (Dice of {least:.2f} or more)"
     left = [name for name in names if name not in used]
     said += f"; {' and '.join(left)} did not and was left out" if left else ""
-    families = [{_FAMILY.get(name, name) for name in group} for group in (used, names)]
-    if len(families[0]) == 1 < len(families[1]):
+    if _kinds(used) == 1 < _kinds(names):
         return False, f"only methods of one kind agree: {said}"
     return True, said
 
