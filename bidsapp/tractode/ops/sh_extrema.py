@@ -19,7 +19,7 @@ from tractode.ops import spherical_harmonics as sh
 
 _N_SEARCHED = 1600  # axes some 4 degrees apart
 _N_STEPS = 4
-_TILE = 1024
+_TILE = 256
 
 
 def largest(coefficients: Float[Tensor, "v l"]) -> tuple[Float[Tensor, "v 1"], Float[Tensor, "v 3"]]:
