@@ -82,3 +82,15 @@ def test_it_undoes_partial_volume_that_biases_the_tensor() -> None:
 
 def test_a_shell_beyond_the_gaussian_range_is_refused() -> None:
     assert "shell" in str(FreeWaterDTI.why_not(table_of_shells((3000.0,), 30)))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.2])
+def test_the_derivative_by_hand_is_that_of_the_prediction(weight: float) -> None:
+    from tractode.models.free_water import _forms, _linearised, _predicted
+    from tractode.ops.levenberg_marquardt import value_and_jacobian
+
+    second, b = _forms(table_of_shells((1000.0,), 12))
+    q = torch.rand(5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = value_and_jacobian(lambda p: _predicted(p, second, b, weight), q)
+    for found, wanted in zip(_linearised(q, second, b, weight), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)

@@ -61,7 +61,11 @@ class FreeWaterDTI(SignalModel):
     def facts(self) -> dict[str, Any]:
         prior = {"TissueDiffusivityPrior": TISSUE_DIFFUSIVITY} if self.has_prior else {}
         method = "prior" if self.has_prior else "nlls"
-        return {"FitMethod": method, "FreeWaterDiffusivity": FREE_DIFFUSIVITY, "LargestB": round(self.needs.largest_b)} | prior
+        return {
+            "FitMethod": method,
+            "FreeWaterDiffusivity": FREE_DIFFUSIVITY,
+            "LargestB": round(self.needs.largest_b),
+        } | prior
 
     @classmethod
     def example_table(cls, n: int = 60) -> GradientTable:
@@ -131,19 +135,49 @@ def _fit_tile(signal: Float[Tensor, "t n"], gtab: GradientTable, prior: bool) ->
         empty = (symmetric.trace(plain[:, :6]) / 3 > _ALL_WATER)[:, None]
         start = _start(unit, plain, second, b, prior)
 
-    def predict(q: Tensor) -> Tensor:
-        tensor, fraction = _tensor(q), q[:, 6:7].sin().square()
-        value = _signal(tensor, fraction, q[:, 7:], second, b)
-        if not prior:
-            return value
-        return torch.cat([value, _PRIOR_WEIGHT / _tissue() * symmetric.trace(tensor)[:, None] / 3], -1)
-
-    data = torch.cat([unit, torch.full_like(unit[:, :1], _PRIOR_WEIGHT)], -1) if prior else unit
-    q = levenberg_marquardt(predict, data, start, n_iterations=100)
+    weight = _PRIOR_WEIGHT if prior else 0.0
+    data = torch.cat([unit, torch.full_like(unit[:, :1], weight)], -1) if prior else unit
+    q = levenberg_marquardt(
+        lambda p: _predicted(p, second, b, weight),
+        data,
+        start,
+        n_iterations=100,
+        linearised=lambda p: _linearised(p, second, b, weight),
+    )
     tensor, fraction = _tensor(q) / _B_SCALE, q[:, 6:7].sin().square()
     tensor, fraction = torch.where(empty, 0.0, tensor), torch.where(empty, 1.0, fraction)
     log_s0 = torch.where(empty, plain[:, 6:].to(q), q[:, 7:])
     return torch.cat([tensor, fraction, log_s0 + largest.log()], -1).to(dtype)
+
+
+def _predicted(
+    q: Float[Tensor, "t 8"], second: Float[Tensor, "n 6"], b: Float[Tensor, " n"], weight: float
+) -> Float[Tensor, "t m"]:
+    """The signals, and after them what the prior compares with its weight."""
+    tensor = _tensor(q)
+    value = _signal(tensor, q[:, 6:7].sin().square(), q[:, 7:], second, b)
+    if not weight:
+        return value
+    return torch.cat([value, weight / _tissue() * symmetric.trace(tensor)[:, None] / 3], -1)
+
+
+def _linearised(
+    q: Float[Tensor, "t 8"], second: Float[Tensor, "n 6"], b: Float[Tensor, " n"], weight: float
+) -> tuple[Float[Tensor, "t m"], Float[Tensor, "t m 8"]]:
+    """`_predicted` and its derivative."""
+    tensor, slopes = _tensor(q), _tensor_slopes(q)
+    water, tissue = (-b * (FREE_DIFFUSIVITY * _B_SCALE)).exp(), (-tensor @ second.mT).exp()
+    fraction, s0 = q[:, 6:7].sin().square(), q[:, 7:].exp()
+    value = s0 * ((1 - fraction) * tissue + fraction * water)
+    by_factor = -(s0 * (1 - fraction) * tissue)[..., None] * (second @ slopes)
+    by_angle = s0 * (water - tissue) * (2 * q[:, 6:7]).sin()
+    jacobian = torch.cat([by_factor, by_angle[..., None], value[..., None]], -1)
+    if not weight:
+        return value, jacobian
+    share = weight / (3 * _tissue())
+    last = torch.nn.functional.pad(share * slopes[:, [0, 3, 5]].sum(1), (0, 2))
+    trace = share * symmetric.trace(tensor)
+    return torch.cat([value, trace[:, None]], -1), torch.cat([jacobian, last[:, None]], 1)
 
 
 def _tissue() -> float:
@@ -186,3 +220,18 @@ def _tensor(q: Float[Tensor, "t 8"]) -> Float[Tensor, "t 6"]:
     return torch.stack(
         [xx * xx, xx * yx, xx * zx, yx * yx + yy * yy, yx * zx + yy * zy, zx * zx + zy * zy + zz * zz], -1
     )
+
+
+def _tensor_slopes(q: Float[Tensor, "t 8"]) -> Float[Tensor, "t 6 6"]:
+    """The derivative of `_tensor` in L's entries."""
+    xx, yx, yy, zx, zy, zz = q[:, :6].unbind(-1)
+    o = torch.zeros_like(xx)
+    rows = (
+        (2 * xx, o, o, o, o, o),
+        (yx, xx, o, o, o, o),
+        (zx, o, o, xx, o, o),
+        (o, 2 * yx, 2 * yy, o, o, o),
+        (o, zx, zy, yx, yy, o),
+        (o, o, o, 2 * zx, 2 * zy, 2 * zz),
+    )
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)

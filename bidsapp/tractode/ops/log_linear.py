@@ -78,8 +78,12 @@ def _nonlinear(signal: Float[Tensor, "t n"], design: Design, sigma: float | None
     def predict(params: Tensor) -> Tensor:
         return (params @ design.matrix.mT).exp()
 
-    found = levenberg_marquardt(predict, unit, start)
+    def linearised(params: Tensor) -> tuple[Tensor, Tensor]:
+        value = predict(params)
+        return value, value[..., None] * design.matrix
+
+    found = levenberg_marquardt(predict, unit, start, linearised=linearised)
     if sigma is None or sigma > 0:
         noise = None if sigma is None else sigma / level.exp()[:, None]
-        found = rician_fit(predict, unit, found.detach(), noise)
+        found = rician_fit(predict, unit, found.detach(), noise, linearised=linearised)
     return torch.cat([found[:, :-1], found[:, -1:] + level[:, None]], -1)

@@ -32,12 +32,15 @@ def rician_fit(
     start: Float[Tensor, "t p"],
     sigma: Float[Tensor, "t 1"] | None = None,
     n_iterations: int = 50,
+    *,
+    linearised: Callable[[Float[Tensor, "t p"]], tuple[Float[Tensor, "t n"], Float[Tensor, "t n p"]]] | None = None,
 ) -> Float[Tensor, "t p"]:
     """The most likely parameters, from a least-squares fit; float64.
 
-    ``predict`` gives amplitudes, row by row; ``sigma`` is the noise of one channel, where known, in units of the data.
+    ``predict`` gives amplitudes, row by row, ``linearised`` those and their derivative by hand; ``sigma`` is the noise of one channel, where known, in units of the data.
     """
     p, n = start.shape[1], data.shape[1]
+    slopes = linearised or (lambda q: value_and_jacobian(predict, q))
 
     def equations(unknown: Tensor, y: Tensor) -> Tensor:
         """The likelihood's slope in the parameters, and what is left of the noise's own equation."""
@@ -49,7 +52,7 @@ def rician_fit(
 
     with torch.no_grad():
         fixed = torch.zeros_like(data[:, :1]) if sigma is None else sigma.square().log()
-        root = _ascend(predict, data.detach(), start.detach(), sigma, n_iterations)
+        root = _ascend(predict, slopes, data.detach(), start.detach(), sigma, n_iterations)
         root = _polished(equations, predict, root, data.detach(), p)
     return at_root(equations, root, data)[:, :p]
 
@@ -85,6 +88,7 @@ def bessel_ratio(z: Float[Tensor, "*v"]) -> Float[Tensor, "*v"]:
 
 def _ascend(
     predict: Callable[[Tensor], Tensor],
+    slopes: Callable[[Tensor], tuple[Tensor, Tensor]],
     data: Float[Tensor, "t n"],
     params: Float[Tensor, "t p"],
     sigma: Float[Tensor, "t 1"] | None,
@@ -99,7 +103,7 @@ def _ascend(
     moving = torch.ones_like(least, dtype=torch.bool)
     unit = torch.eye(p, dtype=data.dtype, device=data.device)
     for _ in range(n_iterations):
-        value, jacobian = value_and_jacobian(predict, params)
+        value, jacobian = slopes(params)
         expected = data * bessel_ratio(data * value / variance)
         normal = jacobian.mT @ jacobian
         scale = normal.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(data.dtype).tiny)
