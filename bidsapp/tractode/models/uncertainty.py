@@ -35,6 +35,7 @@ Method = Literal["laplace", "bootstrap"]
 
 TILE = 2048  # voxels at a time
 CONE = 0.9  # the share that the cones hold
+_LARGEST_NORM = 1.5  # FA² is 3/2 of the deviatoric share
 _FURTHER = 5  # steps towards the amplitude: what they change is not known well, and part of the error
 
 
@@ -42,7 +43,7 @@ _FURTHER = 5  # steps towards the amplitude: what they change is not known well,
 class Errors:
     """Of each readout of some voxels: its value and standard deviation; of each axis the half-angle of its cone (rad).
 
-    ``centres`` and ``spreads`` are those of the values without the noise's bias, squares of them for ``norms``; ``freedom``
+    ``centres`` and ``spreads`` are those of the values without the noise's bias (for ``norms`` of their odds); ``freedom``
     is the number of degrees of freedom that the spreads rest on.
     """
 
@@ -61,12 +62,19 @@ class Errors:
         found = {}
         for name, centre in self.centres.items():
             ends = centre - half * self.spreads[name], centre + half * self.spreads[name]
-            found[name] = (_root(ends[0]), _root(ends[1])) if name in self.norms else ends
+            found[name] = (_norm(ends[0]), _norm(ends[1])) if name in self.norms else ends
         return found | {name: (torch.zeros_like(angle), angle) for name, angle in self.cones.items()}
 
 
-def _root(square: Float[Tensor, "v c"]) -> Float[Tensor, "v c"]:
-    return square.clamp(min=0).sqrt()
+def _odds(norm: Float[Tensor, "*v"]) -> Float[Tensor, "*v"]:
+    """``x² / (1.5 − x²)``: of an anisotropy, the squared deviatoric over the squared isotropic part; noise adds to the first."""
+    square = norm.square()
+    return square / (_LARGEST_NORM - square).clamp(min=0.1)
+
+
+def _norm(odds: Float[Tensor, "*v"]) -> Float[Tensor, "*v"]:
+    odds = odds.clamp(min=0)
+    return (_LARGEST_NORM * odds / (1 + odds)).sqrt()
 
 
 def standard_deviations(
@@ -228,7 +236,7 @@ def _freed(
 
 
 class Moments:
-    """Mean and standard deviation of readouts that come some repetitions at a time; of squares for ``norms``."""
+    """Mean and standard deviation of readouts that come some repetitions at a time; of odds for ``norms``."""
 
     def __init__(self, norms: frozenset[str] = frozenset()) -> None:
         self.norms, self.count = norms, 0
@@ -236,7 +244,7 @@ class Moments:
         self.squares: dict[str, Tensor] = {}
 
     def scaled(self, values: dict[str, Float[Tensor, "v _"]]) -> dict[str, Float[Tensor, "v _"]]:
-        return {name: value.square() if name in self.norms else value for name, value in values.items()}
+        return {name: _odds(value) if name in self.norms else value for name, value in values.items()}
 
     def add(self, values: dict[str, Float[Tensor, "kv _"]], k: int) -> None:
         """``k`` repetitions of all voxels (Chan, Golub & LeVeque's update of the sum of squares)."""

@@ -54,7 +54,7 @@ def variance_of(magnitude: Float[Tensor, "*v"]) -> Float[Tensor, "*v"]:
     table = _table().to(magnitude)
     last = len(table) - 1
     place = FLOOR**2 / magnitude.square().clamp(min=FLOOR**2) * last
-    low = place.floor().long().clamp(max=last - 1)
+    low = place.nan_to_num(0.0).floor().long().clamp(max=last - 1)
     return torch.lerp(table[low], table[low + 1], place - low)
 
 
