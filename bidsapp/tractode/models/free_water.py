@@ -31,6 +31,7 @@ _PRIOR_WEIGHT = 0.2  # noise of 3 % of the b=0 signal against a spread of 15 % o
 _ALL_WATER = 2.7e-3  # mm²/s: a plain tensor's mean diffusivity from which on there is no tissue to speak of
 _B_SCALE = 1000.0
 _TILE = 256
+_AT_ONCE = 4096
 _FRACTIONS = (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 _LEAST_EIGENVALUE = 0.02  # µm²/ms, of the start
 
@@ -85,9 +86,9 @@ class FreeWaterDTI(SignalModel):
         index = (gtab.bvals <= self.needs.largest_b).nonzero().ravel()
         chosen = gtab[index].to(signal.to(torch.float64))
         prior = _needs_prior(self.needs, gtab)
-        return least_squares.in_tiles(
-            lambda tile: _fit_tile(tile, chosen, prior), signal[:, index.to(signal.device)], _TILE
-        )
+        # The search packs its rows into blocks of its own, the fuller the more rows it is given.
+        parts = signal[:, index.to(signal.device)].split(_AT_ONCE)
+        return torch.cat([_fit_part(part, chosen, prior) for part in parts])
 
     def to_maps(self, params: Float[Tensor, "v 8"]) -> dict[str, Float[Tensor, "v _"]]:
         return {"fwf": params[:, 6:7], **tensor_maps(params[:, :6], params[:, 7:])}
@@ -125,7 +126,7 @@ def _signal(
     return log_s0.exp() * ((1 - fraction) * (-tensor @ second.mT).exp() + fraction * water)
 
 
-def _fit_tile(signal: Float[Tensor, "t n"], gtab: GradientTable, prior: bool) -> Float[Tensor, "t 8"]:
+def _fit_part(signal: Float[Tensor, "t n"], gtab: GradientTable, prior: bool) -> Float[Tensor, "t 8"]:
     dtype, signal = signal.dtype, signal.to(torch.float64)
     second, b = _forms(gtab)
     largest = signal.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
@@ -133,7 +134,9 @@ def _fit_tile(signal: Float[Tensor, "t n"], gtab: GradientTable, prior: bool) ->
     with torch.no_grad():
         plain = DTI(fit_method="wls").fit(unit, gtab)
         empty = (symmetric.trace(plain[:, :6]) / 3 > _ALL_WATER)[:, None]
-        start = _start(unit, plain, second, b, prior)
+        start = least_squares.in_tiles(
+            lambda tile: _start(tile[:, :-7], tile[:, -7:], second, b, prior), torch.cat([unit, plain], -1), _TILE
+        )
 
     weight = _PRIOR_WEIGHT if prior else 0.0
     data = torch.cat([unit, torch.full_like(unit[:, :1], weight)], -1) if prior else unit
