@@ -1,9 +1,9 @@
 """How the volumes of a shell lie to the b=0 volumes: by their contrasts, and by the time at which they were scanned.
 
 By contrast: the weighted mean as a function of the b=0 image (A. Roche et al., *The correlation ratio as a new similarity measure for
-multimodal image registration*, MICCAI 1998, doi:10.1007/BFb0056301), rigidly, by Gauss–Newton. It is off by tenths of a
-millimetre and more, whatever the noise: the two images are smooth, and shaded, to different degrees. By time: a volume lies near the ones before and after it. How near, the
-steps between volumes of one shell say. The two are averaged by their precisions, each component of the motion by itself.
+multimodal image registration*, MICCAI 1998, doi:10.1007/BFb0056301), rigidly, by Gauss–Newton. It is off by tenths of a millimetre and
+more, whatever the noise: the two images are smooth, and shaded, to different degrees. By time: a volume lies near the ones before and
+after it. How near, the steps between volumes of one shell say. The two are averaged by their precisions, each component by itself.
 """
 
 from __future__ import annotations
