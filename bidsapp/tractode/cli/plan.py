@@ -17,8 +17,7 @@ from tractode.settings import Settings
 
 _GIB = 2**30
 _PARENT_GB = 0.5  # the process that schedules
-_N_SH = 45
-_N_SCALAR_MAPS = 10
+_N_VOLUMES = 65  # of the maps of the tensor and of an orientation distribution
 _MEAN_LENGTH_MM = 80  # 62 mm on a real scan of 3 mm; rather too much than too little
 _STEP_VOXELS = 0.1
 _SLAB_MM = 100  # no adult brain is less than this in any direction
@@ -170,8 +169,9 @@ def _plan_run(participant: Any, run: Any, settings: Settings) -> RunPlan:
 
 
 def _read_facts(run: Any, settings: Settings) -> dict[str, Any]:
+    from tractode.models import MODELS
     from tractode.workflows.eligibility import choose, read_table
-    from tractode.workflows.memory import step_memory_gb
+    from tractode.workflows.memory import components_of, step_memory_gb
     from tractode.workflows.preprocessing import outlook
 
     shape, voxel_sizes, gtab = read_table(run, settings)
@@ -179,6 +179,7 @@ def _read_facts(run: Any, settings: Settings) -> dict[str, Any]:
     steps = step_memory_gb(shape, choice.models, settings, is_raw=not run.done_by)
     n_tracts = len(settings.tracking) * (1 + len(settings.output_spaces)) * len(settings.tractogram_formats)
     n_tracts += len(settings.tracking) * settings.encode_bundles
+    n_maps = sum(sum(components_of(MODELS[name])) for name in choice.models) * (1 + len(settings.output_spaces))
     return {
         "preprocessing": outlook(run, gtab, settings),
         "shape": shape,
@@ -192,7 +193,7 @@ def _read_facts(run: Any, settings: Settings) -> dict[str, Any]:
         "steps_gb": steps,
         "generation": _generation(settings, shape, voxel_sizes),
         "memory_gb": max(steps.values()),
-        "disk_gb": disk_gb(shape, voxel_sizes, settings.n_streamlines * n_tracts),
+        "disk_gb": disk_gb(shape, voxel_sizes, settings.n_streamlines * n_tracts, n_maps),
     }
 
 
@@ -210,10 +211,12 @@ def _generation(settings: Settings, shape: tuple[int, ...], voxel_sizes: tuple[f
     return "; ".join([f"streamlines {', '.join(methods)}: {fate}", *named])
 
 
-def disk_gb(shape: tuple[int, ...], voxel_sizes: tuple[float, ...], n_streamlines: int) -> float:
-    """GiB that a run writes: scan, FODs and maps uncompressed (noise hardly compresses), and all tractograms."""
+def disk_gb(
+    shape: tuple[int, ...], voxel_sizes: tuple[float, ...], n_streamlines: int, n_volumes: int = _N_VOLUMES
+) -> float:
+    """GiB that a run writes: scan and ``n_volumes`` of maps uncompressed (noise hardly compresses), and all tractograms."""
     n_voxels = shape[0] * shape[1] * shape[2]
-    n_volumes = (shape[3] if len(shape) > 3 else 1) + _N_SH + 2 * _N_SCALAR_MAPS
+    n_volumes += shape[3] if len(shape) > 3 else 1
     points = _MEAN_LENGTH_MM / (_STEP_VOXELS * min(voxel_sizes))
     return (n_voxels * n_volumes * 4 + n_streamlines * points * 12) / _GIB
 

@@ -55,12 +55,17 @@ def fit_memory_gb(shape: Sequence[int], kind: type[SignalModel], uncertainty: st
     series = min(brain * n_volumes * 4, IN_MEMORY) + n_voxels * 4 * 3
     # What must be known first is learned from a part of the voxels, in float64.
     learned = min(brain, FEW_ENOUGH) * n_volumes * 4 * 4 if _learns(kind) else 0
-    components = [_COMPONENTS.get(spec.components, 1) for spec in kind.maps]
+    components = components_of(kind)
     maps = brain * 4 * (sum(components) * (1 if uncertainty == "none" else 1.5)) + 2 * n_voxels * 4 * max(components)
     slab = min(brain, SLAB) * (n_volumes * 4 * 4 + sum(components) * 4 * 3)
     if uncertainty != "none":
         slab += min(brain, SLAB) * sum(components) * 4 * _BOOTSTRAP
     return _WORKER_GB + _WORK_GB + (series + max(learned, slab + maps)) / _GIB
+
+
+def components_of(kind: type[SignalModel]) -> list[int]:
+    """The number of volumes of each map of a model."""
+    return [_COMPONENTS.get(spec.components, 1) for spec in kind.maps]
 
 
 def _learns(kind: type[SignalModel]) -> bool:
