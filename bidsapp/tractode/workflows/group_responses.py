@@ -36,7 +36,7 @@ def response_files(settings: Settings, label: str) -> list[str]:
             return [str(path) for path in paths]
     raise MissingInputError(
         f"The output folder has no average response of {label}",
-        id="E-RESPONSE-GROUP",
+        id="E-RESPONSE-AVERAGE",
         path=settings.output_dir,
         needed="the group level, after participants were fitted with their own responses",
         fix="run without --response-group for all participants, then the group level, then again with --response-group",
