@@ -16,7 +16,6 @@ from tractode.bids import names
 from tractode.bids.found import DwiRun, Participant
 from tractode.errors import TractodeError
 from tractode.io.gradient_text import read_bvals
-from tractode.io.nifti_affine import read_geometry
 from tractode.io.notes import Note, info, warning
 
 _B0 = 50.0  # s/mm²; a run with nothing above it measures the field, not diffusion
@@ -27,6 +26,8 @@ def combined(participant: Participant) -> tuple[Participant, list[Note]]:
 
     Corrections stay those of the parts. A run of b=0 volumes alone is left to the field's estimate.
     """
+    from tractode.io.nifti_affine import read_geometry
+
     groups: dict[tuple[Any, ...], list[DwiRun]] = defaultdict(list)
     for run in participant.runs:
         geometry = read_geometry(run.path)
