@@ -20,7 +20,7 @@ from tractode.fields.transform import Chain, resample
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets, write_with_sidecar
 from tractode.interfaces.transforms import write_transform_pair
 from tractode.io.nifti import read_image, read_volume
-from tractode.io.notes import warning
+from tractode.io.notes import info
 from tractode.io.transforms import read_x5
 from tractode.preprocess.mask_consensus import anatomical_mask
 from tractode.registration.optimise import COARSE, SLOPPY, register
@@ -100,8 +100,10 @@ class _Normalise(Step):
         mask = verdict.mask
         writer.facts["brain_mask"] = verdict.record()
         if not verdict.passed:
-            text = f"{anat.modality}: the brain mask is in doubt: {verdict.reason}"
-            writer.facts["notes"] = [warning("W-MASK-DOUBT", text).record()]
+            text = (
+                f"{anat.modality}: the brain mask is the template's alone, no surface agreed with it: {verdict.reason}"
+            )
+            writer.facts["notes"] = [info("N-MASK-CARRIED", text).record()]
         normalised = resample(moving, fixed.image.grid, transform)
         quality = assess(fixed.image, moving, transform, fixed.mask, mask)
         self._write_images(writer, mask, normalised)

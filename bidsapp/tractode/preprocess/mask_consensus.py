@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,8 @@ _SMALLEST_ML = 20.0
 #: Fat that is not suppressed is as bright as brain: a surface that begins in a template's brain stops sooner.
 _FIRM = SurfaceSettings(level=0.6)
 #: On a T1w fluid is as dark as bone, and the surface should lie on the brain's outside, not in its sulci.
-_ANATOMICAL = SurfaceSettings(level=0.3)
+#: How far that is depends on fat and shading: the next level is tried where the first does not agree with the template.
+_ANATOMICAL = (SurfaceSettings(level=0.3), SurfaceSettings(level=0.4), SurfaceSettings(level=0.5))
 
 TemplateImages = Callable[[], tuple[Image, Image]]
 
@@ -142,9 +144,13 @@ def anatomical_mask(image: Image, carried: Image) -> MaskVerdict:
     where they do not, the carried mask is kept and the verdict says so.
     """
     check_same_grid(carried.grid, image.grid, "A mask carried to an anatomical image")
-    masks, failures = _asked({"surface": lambda: surface_mask(image, _ANATOMICAL, carried)})
-    masks = {"template": Image(image.grid, carried.mask[None]), **masks}
-    verdict = _verdict(masks, failures, image)
+    template = {"template": Image(image.grid, carried.mask[None])}
+    for settings in _ANATOMICAL:
+        surface, failures = _asked({"surface": partial(surface_mask, image, settings, carried)})
+        masks = template | surface
+        verdict = _verdict(masks, failures, image)
+        if len(verdict.used) > 1:
+            break
     if set(verdict.used) != {"template", "surface"}:
         return verdict
     sizes = image.grid.voxel_sizes
