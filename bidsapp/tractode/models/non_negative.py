@@ -30,7 +30,7 @@ _TOLERANCE = 1e-13  # of the duality gap of each constraint, for targets scaled 
 _FIRST_DUAL = 0.003
 _MOST = 40
 _STIFFNESS = 1e5  # ρ, P being scaled to 1
-_MOST_ROUNDS = 20
+_MOST_ROUNDS = 10
 _TASK = 512  # voxels that one thread takes at a time
 _TILE = 512  # of the derivative: 1128 numbers of a system, and 302 × 1128 products
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 _STEPS = 200
+_ROWS = 64
 _LARGEST_RELAXED = 1500  # beyond this the spiral alone is even enough, and the n² repulsion slow
 
 
@@ -63,10 +64,18 @@ def _repulsion(points: Float[Tensor, "n 3"], charges: Float[Tensor, "n 3"]) -> F
 
 def _axial_repulsion(points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
     """Of the other points and of all antipodes: ``|p ∓ q|² = 2 ∓ 2 p·q``."""
-    cosine = 2 * points @ points.mT
-    near, far = (2 - cosine).fill_diagonal_(math.inf).rsqrt_(), cosine.add_(2).fill_diagonal_(4.0).rsqrt_()
-    near, far = near.square().mul_(near), far.square().mul_(far)
-    return points * (near + far).sum(-1, keepdim=True) + (far - near) @ points
+    # A few rows at a time are too little work for a library to spread over threads, which would mostly wait for each other.
+    forces = []
+    for begin in range(0, len(points), _ROWS):
+        rows = points[begin : begin + _ROWS]
+        cosine = 2 * rows @ points.mT
+        itself = torch.arange(len(rows))
+        near, far = 2 - cosine, cosine.add_(2)
+        near[itself, itself + begin], far[itself, itself + begin] = math.inf, 4.0
+        near, far = near.rsqrt_(), far.rsqrt_()
+        near, far = near.square().mul_(near), far.square().mul_(far)
+        forces.append(rows * (near + far).sum(-1, keepdim=True) + (far - near) @ points)
+    return torch.cat(forces)
 
 
 def angle(a: Float[Tensor, "*d 3"], b: Float[Tensor, "*d 3"], axial: bool = True) -> Float[Tensor, "*d"]:
