@@ -146,6 +146,21 @@ def test_single_precision_costs_no_digits_that_count(method: dki.Method) -> None
     assert float(tensors.max()) < 1e-4
 
 
+def test_the_number_of_threads_does_not_matter() -> None:
+    signal, gtab = _noisy(1100)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = [DKI(fit_method=method).fit(signal, gtab) for method in ("iwls", "cwls")]
+        torch.set_num_threads(2)
+        two = [DKI(fit_method=method).fit(signal, gtab) for method in ("iwls", "cwls")]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 def test_tensors_turn_with_the_head() -> None:
     from scipy.spatial.transform import Rotation
 

@@ -85,7 +85,10 @@ class DKI(SignalModel):
             )
         else:
             fitted = least_squares.in_tiles(
-                lambda tile: log_linear.fit(tile, matrix, method, self.sigma), _of(signal, index), _TILE, threaded=True
+                lambda tile: log_linear.fit(tile, matrix, method, self.sigma),
+                _of(signal, index),
+                _TILE,
+                threaded=method != "rician",
             )
         return fitted / _units(fitted)
 

@@ -71,7 +71,10 @@ class DTI(SignalModel):
             )
         design = least_squares.Design(_design(gtab.to(signal.to(torch.float64))))
         fitted = least_squares.in_tiles(
-            lambda tile: log_linear.fit(tile, design, self.fit_method, self.sigma), signal, _TILE, threaded=True
+            lambda tile: log_linear.fit(tile, design, self.fit_method, self.sigma),
+            signal,
+            _TILE,
+            threaded=self.fit_method != "rician",
         )
         return fitted / fitted.new_tensor([_B_SCALE] * 6 + [1.0])
 

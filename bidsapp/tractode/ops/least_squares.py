@@ -34,7 +34,8 @@ def in_tiles(
     """``function`` applied to tiles of exactly ``size`` rows; the last tile is filled up by repeating its last row.
 
     A matrix product rounds differently for different numbers of rows; a fixed number makes each row's result its own.
-    ``threaded`` tiles are worked on side by side, each by one thread, unless a derivative is asked for.
+    ``threaded`` tiles are worked on side by side, each by one thread, unless a derivative is asked for; not for functions
+    that use forward differentiation themselves, of which torch does one at a time.
     """
     if not len(rows):
         return function(rows.new_zeros(size, rows.shape[1]))[:0]
