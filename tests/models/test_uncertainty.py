@@ -187,3 +187,12 @@ def test_one_repetition_has_no_spread() -> None:
     _, measured = _measured(1, 20)
     with pytest.raises(ValueError, match="at least 2"):
         standard_deviations(DTI(), measured, REAL_TABLE, "bootstrap", 1)
+
+
+def test_odds_of_norms_go_there_and_back_also_beyond_one() -> None:
+    from tractode.models.uncertainty import _norm, _odds
+
+    norm = torch.tensor([0.0, 0.1, 0.7, 0.999, 1.0, 1.001, 300.0], dtype=torch.float64)
+    odds = _odds(norm)
+    torch.testing.assert_close(_norm(odds), norm)
+    assert bool((odds.diff() > 0).all())

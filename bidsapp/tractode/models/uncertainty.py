@@ -67,14 +67,17 @@ class Errors:
 
 
 def _odds(norm: Float[Tensor, "*v"]) -> Float[Tensor, "*v"]:
-    """``x² / (1.5 − x²)``: of an anisotropy, the squared deviatoric over the squared isotropic part; noise adds to the first."""
+    """``x² / (1.5 − x²)``: of an anisotropy, the squared deviatoric over the squared isotropic part; noise adds to the first.
+
+    Beyond 1, where a norm is no share of anything, twice its square.
+    """
     square = norm.square()
-    return square / (_LARGEST_NORM - square).clamp(min=0.1)
+    return torch.where(square > 1, 2 * square, square / (_LARGEST_NORM - square.clamp(max=1)))
 
 
 def _norm(odds: Float[Tensor, "*v"]) -> Float[Tensor, "*v"]:
     odds = odds.clamp(min=0)
-    return (_LARGEST_NORM * odds / (1 + odds)).sqrt()
+    return torch.where(odds > 2, odds / 2, _LARGEST_NORM * odds / (1 + odds)).sqrt()
 
 
 def standard_deviations(
