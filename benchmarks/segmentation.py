@@ -70,6 +70,8 @@ def main() -> None:
 def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
     """Mean and the worst of every number over the heads."""
     made: dict[str, Any] = {"n": len(rows)}
+    if not rows:
+        return made
     for key in rows[0]:
         values = [row[key] for row in rows]
         worst = max(values) if "rmse" in key or key.endswith("_s") else min(values)

@@ -67,7 +67,7 @@ def test_painted_tissues_are_found_again(oblique_affine: torch.Tensor, levels: t
         assert dice(found.labels == label, truth == label) > dice(given == label, truth == label) + 0.01
     # Fractions, not labels: mixed voxels are near what was mixed.
     mixed = (tissues[1] > 0.2) & (tissues[1] < 0.8) & (tissues[0] > 0.2)
-    assert float((found.tissues[1] - tissues[1])[mixed].abs().mean()) < 0.13
+    assert float((found.tissues[1] - tissues[1])[mixed].abs().mean()) < (0.13 if levels == T1W else 0.21)
     total = found.tissues.sum(0)
     torch.testing.assert_close(total, found.mask.float())
     ratio = found.means[0] / found.means[1]
