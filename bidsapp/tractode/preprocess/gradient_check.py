@@ -185,7 +185,9 @@ def _check_coherence(
     """Stage 5: among 24 tables (and, where oblique, other frames) which makes neighbouring fibres line up best?"""
     index = mask.nonzero()
     # A part at a time: all of a large scan's brain in float64 would be larger than the scan.
-    parts = (dwi.signal[:, i, j, k].mT.to(torch.float64) for i, j, k in (part.unbind(-1) for part in index.split(_PART)))
+    parts = (
+        dwi.signal[:, i, j, k].mT.to(torch.float64) for i, j, k in (part.unbind(-1) for part in index.split(_PART))
+    )
     tensor = torch.cat([DTI(fit_method="wls").fit(part, dwi.gtab)[:, :6] for part in parts])
     values, vectors = symmetric.eigen(tensor)
     fa = symmetric.anisotropy(tensor)
