@@ -12,7 +12,7 @@ from torch import Tensor
 from tractode.errors import InputDataError
 from tractode.fields import DWI, Affine, GradientTable
 from tractode.ops import volume_pose as pose
-from tractode.preprocess.eddy import PhaseEncoding, geometry
+from tractode.preprocess.eddy import PhaseEncoding, constant_part, geometry
 from tractode.preprocess.motion import MotionEstimate, MotionSettings, correct_motion, framewise_displacement, why_not
 from tractode.preprocess.resample import resample_series
 
@@ -163,3 +163,17 @@ def test_displacement_counts_shifts_and_arcs() -> None:
     rigid = torch.zeros(3, 6, dtype=torch.float64)
     rigid[1, 0], rigid[2, 0], rigid[2, 4] = 1.0, 1.0, -0.01
     assert framewise_displacement(rigid).tolist() == pytest.approx([0.0, 1.0, 0.5])
+
+
+def test_the_constant_of_the_eddy_field_is_not_the_heads() -> None:
+    gtab = phantom.table()
+
+    n = len(gtab)
+    time = torch.linspace(0, 1, n, dtype=torch.float64)
+    strength = (gtab.bvals.double() / gtab.bvals.max()).sqrt()
+    constant = strength * (gtab.bvecs.double() @ torch.tensor([0.4, -1.1, 1.9], dtype=torch.float64))
+    drift = 0.8 * time - 0.3 * time**2
+    found = constant_part(gtab, drift + constant)
+    torch.testing.assert_close(found, constant, atol=1e-9, rtol=0)
+    torch.testing.assert_close(constant_part(gtab, drift), torch.zeros(n).double(), atol=1e-9, rtol=0)
+    assert not bool(constant_part(gtab[:9], (drift + constant)[:9]).any())

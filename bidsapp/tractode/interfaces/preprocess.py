@@ -218,7 +218,8 @@ def find_motion(part: Part, plan: PreprocessPlan, device: str, hz: Float[Tensor,
         return
     part.estimate = on_cpu(estimate)
     displacement = part.estimate.framewise_displacement()
-    shift, turn = part.estimate.rigid[:, :3].norm(dim=-1), part.estimate.rigid[:, 3:].norm(dim=-1).rad2deg()
+    head = part.estimate.head()
+    shift, turn = head[:, :3].norm(dim=-1), head[:, 3:].norm(dim=-1).rad2deg()
     steps.did(
         "motion",
         f"every volume registered to its prediction from the others; mean step {float(displacement.mean()):.2f} mm, "
@@ -247,7 +248,8 @@ def on_cpu(estimate: MotionEstimate) -> MotionEstimate:
     moved = {
         name: getattr(estimate, name).cpu() for name in ("centre", "rigid", "eddy", "outliers", "scores", "correlation")
     }
-    return replace(estimate, **moved)
+    constant = estimate.eddy_constant
+    return replace(estimate, eddy_constant=None if constant is None else constant.cpu(), **moved)
 
 
 def interpolated(part: Part, hz: Float[Tensor, "i j k"] | None, device: str) -> DWI:

@@ -56,9 +56,12 @@ def confound_columns(part: Part) -> dict[str, list[Any]]:
     estimate = part.estimate
     if estimate is None:
         return {}
-    columns = {f"trans_{letter}": estimate.rigid[:, k].tolist() for k, letter in enumerate("xyz")}
-    columns |= {f"rot_{letter}": estimate.rigid[:, 3 + k].tolist() for k, letter in enumerate("xyz")}
+    head = estimate.head()
+    columns = {f"trans_{letter}": head[:, k].tolist() for k, letter in enumerate("xyz")}
+    columns |= {f"rot_{letter}": head[:, 3 + k].tolist() for k, letter in enumerate("xyz")}
     columns["framewise_displacement"] = estimate.framewise_displacement().tolist()
+    constant = estimate.eddy_constant
+    columns["eddy_constant"] = [0.0] * len(head) if constant is None else constant.tolist()
     columns |= {f"eddy_{name}": estimate.eddy[:, k].tolist() for k, name in enumerate(EDDY)}
     columns["prediction_correlation"] = estimate.correlation.tolist()
     columns["slice_outliers"] = estimate.outliers.sum(-1).tolist()

@@ -22,7 +22,7 @@ from tractode.fields.image import Image
 from tractode.ops import affine as aff
 from tractode.ops import interpolate
 from tractode.ops import volume_pose as pose
-from tractode.preprocess.eddy import geometry
+from tractode.preprocess.eddy import constant_part, geometry
 from tractode.preprocess.joining import joined
 from tractode.preprocess.level import Level, stepped
 from tractode.preprocess.outliers import deviations, kinds, outlying, slice_losses
@@ -114,8 +114,14 @@ class Rounds:
         self._anchor()
         return MotionEstimate(
             self.scan.grid, self.place.centre, self.encoding, self.motion, self.eddy, self.lost, self.z, correlation,
-            self.settings.slice_axis, self._notes(),
+            self.settings.slice_axis, self._notes(), self._eddy_constant(),
         )  # fmt: skip
+
+    def _eddy_constant(self) -> Float[Tensor, " n"] | None:
+        if self.encoding is None or not self.settings.eddy:
+            return None
+        axis = self.scan.grid.affine[:3, self.encoding.axis]
+        return constant_part(self.scan.gtab, (self.motion[:, :3].cpu() @ (axis / axis.norm()).to(self.motion).cpu()))
 
     def _notes(self) -> tuple[str, ...]:
         few = f"{int((~self.is_b0).sum())} weighted volumes"

@@ -5,7 +5,8 @@ y = R (x − c) + c + t in a volume; there eddy currents (a polynomial in y, fix
 it moves with the head) shift it along the phase encoding: the volume is read at y + s, and its brightness multiplied by 1 + ∂s
 (P. Jezzard, R. S. Balaban, MRM 34:65, 1995, doi:10.1002/mrm.1910340111).
 
-Departures: an echo-planar image holds no constant of the eddy field apart from a shift, so that there is none; the slope of the head's
+Departures: an echo-planar image holds no constant of the eddy field apart from a shift, so that there is none here; what part of the
+shifts it was is told afterwards from the gradients (`constant_part`), for the tables of movement only; the slope of the head's
 field is taken along the encoding axis of the reference, a few degrees from that of the volume.
 """
 
@@ -17,11 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tractode.fields.gradients import GradientTable
 from tractode.fields.image import ImageGrid
 from tractode.ops import affine as aff
 from tractode.ops import epi, interpolate
 from tractode.ops import volume_pose as pose
 
+_TELLING = 12  # weighted volumes that tell three slopes from a drift
 _BRIGHTEST = 4.0  # where a field stretches more, there is hardly signal to make brighter
 
 
@@ -105,6 +108,23 @@ def geometry(
         return Geometry(grid, centre, encoding)
     shift = epi.shift_vox(field_hz, encoding.sign, encoding.readout)
     return Geometry(grid, centre, encoding, shift[None], epi.slope(shift, encoding.axis)[None])
+
+
+def constant_part(gtab: GradientTable, along: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """What of the shifts along the encoding (mm, one a volume) is linear in the gradient: the constant of the eddy field, not the head.
+
+    Least squares beside a slow drift (a parabola in time); the gradient is as strong as √b. 0 for b=0, and everywhere where fewer than
+    12 weighted volumes tell them apart.
+    """
+    along, weighted = along.double(), ~gtab.is_b0.cpu()
+    strength = gtab.bvals.double().sqrt()
+    gradient = gtab.bvecs.double() * (strength / strength.max().clamp_min(1e-12))[:, None]
+    if int(weighted.sum()) < _TELLING:
+        return torch.zeros_like(along)
+    time = torch.linspace(-1, 1, len(along), dtype=torch.float64)
+    design = torch.cat([gradient, torch.stack([time**power for power in range(3)], -1)], -1)
+    found = torch.linalg.lstsq(design[weighted], along[weighted, None], driver="gelsd").solution[:3, 0]
+    return torch.where(weighted, gradient @ found, 0.0)
 
 
 def _near(values: Float[Tensor, "1 i j k"], index: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:

@@ -88,6 +88,8 @@ class MotionEstimate:
         Of each volume, aligned, with its prediction.
     notes
         What was not estimated, and why.
+    eddy_constant
+        mm along the encoding that ``rigid`` holds of the eddy field's constant (`eddy.constant_part`).
     """
 
     grid: ImageGrid
@@ -100,6 +102,16 @@ class MotionEstimate:
     correlation: Float[Tensor, " n"]
     slice_axis: int = 2
     notes: tuple[str, ...] = ()
+    eddy_constant: Float[Tensor, " n"] | None = None
+
+    def head(self) -> Float[Tensor, "n 6"]:
+        """``rigid`` without the constant of the eddy field: how the head itself moved."""
+        if self.encoding is None or self.eddy_constant is None:
+            return self.rigid
+        axis = self.grid.affine[:3, self.encoding.axis]
+        moved = self.rigid.clone()
+        moved[:, :3] -= self.eddy_constant[:, None].to(moved) * (axis / axis.norm()).to(moved)
+        return moved
 
     def transforms(self) -> list[Affine]:
         """From the reference to each volume, points in mm; the eddy terms are not in them."""
@@ -113,7 +125,7 @@ class MotionEstimate:
 
     def framewise_displacement(self) -> Float[Tensor, " n"]:
         """mm from each volume to the next: sum of the shifts and of the turns' arcs; the first is 0."""
-        return framewise_displacement(self.rigid)
+        return framewise_displacement(self.head())
 
 
 def framewise_displacement(rigid: Float[Tensor, "n 6"], radius_mm: float = RADIUS) -> Float[Tensor, " n"]:

@@ -95,8 +95,9 @@ def _voxels_of(signal: Float[Tensor, "n i j k"], where: Bool[Tensor, "i j k"]) -
 def motion_summary(estimate: MotionEstimate) -> dict[str, float | int]:
     """Mean and largest movement (mm, degrees), from the reference and from volume to volume, and lost slices."""
     displacement = estimate.framewise_displacement()
-    shift, turn = estimate.rigid[:, :3].norm(dim=-1), torch.rad2deg(estimate.rigid[:, 3:].norm(dim=-1))
-    steps = estimate.rigid.diff(dim=0)
+    head = estimate.head()
+    shift, turn = head[:, :3].norm(dim=-1), torch.rad2deg(head[:, 3:].norm(dim=-1))
+    steps = head.diff(dim=0)
     rows = estimate.outliers
     return {
         "mean_fd": round(float(displacement[1:].mean()), 4) if len(displacement) > 1 else 0.0,
