@@ -165,8 +165,8 @@ def test_the_group_averages_what_participants_estimated_and_hands_it_out(tmp_pat
     written, notes = average_responses(tmp_path, [Ledger(tmp_path, label) for label in ("01", "02", "03")])
     assert (len(written), notes) == (3, [])
     mean = load_response(group_file(tmp_path, "msmtcsd", "wm"), "wm")
-    # As `responsemean`: each scaled to the geometric mean of the sizes, 100 and 300.
-    expected = tensor_responses((0.0, *BVALS), 30000.0**0.5)[0]
+    # As `responsemean`: each scaled to the mean of the sizes, 100 and 300.
+    expected = tensor_responses((0.0, *BVALS), 200.0)[0]
     torch.testing.assert_close(mean.coefficients, expected.coefficients, rtol=1e-6, atol=1e-6)
     assert [Path(path).name for path in response_files(settings, "msmtcsd")] == [
         f"group_model-msmtcsd_desc-{tissue}_response.txt" for tissue in ("wm", "gm", "csf")

@@ -68,9 +68,13 @@ def test_a_lone_b0_volume_is_its_own_prediction() -> None:
 
 
 def test_neighbours_agree_less_the_more_noise_there_is(generator: torch.Generator) -> None:
-    few, much = (neighbour_correlation(_signals(32, sigma, generator))[1] for sigma in (5.0, 100.0))
-    assert much < few - 0.2
+    clean, noisy = _signals(32, 0.0, generator), _signals(32, 100.0, generator)
+    few, much = (neighbour_correlation(scan)[1] for scan in (clean, noisy))
+    spread = float(clean.signal[~clean.gtab.is_b0].flatten(1).var(1).mean())
     assert few > 0.6
+    assert much == pytest.approx(
+        few * spread / (spread + 100.0**2), abs=0.03
+    )  # noise of both attenuates a correlation so
     only = _signals(1, 5.0, generator)
     assert all(math.isnan(value) for value in neighbour_correlation(only))
 

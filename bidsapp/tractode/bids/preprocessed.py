@@ -49,9 +49,17 @@ def processed_by(metadata: Mapping[str, Any]) -> str:
     return "whoever wrote its sidecar, which names the files it was made from" if sources else ""
 
 
-def _calls_itself_derivative(root: Path) -> bool:
+def _description(root: Path) -> Mapping[str, Any]:
+    """What the dataset says of itself; nothing where it cannot be read, which is for the check of the whole to judge."""
     path = root / "dataset_description.json"
-    return path.is_file() and read_sidecar(path).get("DatasetType") == "derivative"
+    try:
+        return read_sidecar(path) if path.is_file() else {}
+    except InputDataError:
+        return {}
+
+
+def _calls_itself_derivative(root: Path) -> bool:
+    return _description(root).get("DatasetType") == "derivative"
 
 
 def _has_preprocessed(root: Path, folders: Sequence[str]) -> bool:
@@ -204,8 +212,7 @@ def _derivatives(request: PreprocessedRequest) -> Iterator[_Found]:
 
 
 def _writer(root: Path) -> str:
-    path = root / "dataset_description.json"
-    generated = read_sidecar(path).get("GeneratedBy") if path.is_file() else None
+    generated = _description(root).get("GeneratedBy")
     first = generated[0] if isinstance(generated, list) and generated and isinstance(generated[0], dict) else {}
     said = " ".join(str(first[key]) for key in ("Name", "Version") if key in first)
     return said or "another program (its dataset_description.json does not say which)"
