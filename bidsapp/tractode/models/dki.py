@@ -84,12 +84,7 @@ class DKI(SignalModel):
                 lambda tile: _constrained(tile, matrix, bounds), _of(signal, index), _TILE, threaded=True
             )
         else:
-            fitted = least_squares.in_tiles(
-                lambda tile: log_linear.fit(tile, matrix, method, self.sigma),
-                _of(signal, index),
-                _TILE,
-                threaded=method != "rician",
-            )
+            fitted = log_linear.fit_voxels(_of(signal, index), matrix, method, self.sigma)
         return fitted / _units(fitted)
 
     def to_maps(self, params: Float[Tensor, "v 22"]) -> dict[str, Float[Tensor, "v _"]]:

@@ -22,7 +22,6 @@ from tractode.ops import least_squares, log_linear, sphere, symmetric
 
 _B_SCALE = 1000.0  # b in ms/µm² makes the columns of the design comparable
 _LARGEST_CONDITION = 200.0
-_TILE = 512
 
 
 TENSOR_MAPS = (
@@ -70,12 +69,7 @@ class DTI(SignalModel):
                 reason, id="E-DTI-TABLE", needed="6 directions that span the tensor, and b=0 or a second b-value"
             )
         design = least_squares.Design(_design(gtab.to(signal.to(torch.float64))))
-        fitted = least_squares.in_tiles(
-            lambda tile: log_linear.fit(tile, design, self.fit_method, self.sigma),
-            signal,
-            _TILE,
-            threaded=self.fit_method != "rician",
-        )
+        fitted = log_linear.fit_voxels(signal, design, self.fit_method, self.sigma)
         return fitted / fitted.new_tensor([_B_SCALE] * 6 + [1.0])
 
     def to_maps(self, params: Float[Tensor, "v 7"]) -> dict[str, Float[Tensor, "v _"]]:

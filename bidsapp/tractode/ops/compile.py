@@ -8,17 +8,15 @@ a second to import (numba), so those that hold kernels are imported only where t
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import os
-import re
 from collections.abc import Callable
-from functools import cache
-from importlib import resources
 from typing import Any
 
 import numba
+from llvmlite import binding
 from numba.core import config as numba_config
+
+from tractode.ops.kept import folder
 
 # Sums may be reordered and products fused with them: vector instructions need both. NaN and infinity keep their meaning.
 RULES = {"reassoc", "contract", "nsz", "arcp"}
@@ -31,7 +29,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     config: Any = numba_config  # numba sets its names as it reads the environment
     before = config.CACHE_DIR
-    config.CACHE_DIR = _folder(before, function.__module__)
+    config.CACHE_DIR = folder(function.__module__, before)
     try:
         return numba.njit(nogil=True, fastmath=RULES, error_model="numpy", cache=True)(inspect.unwrap(function))
     except RuntimeError:  # numba found no folder that it may write to
@@ -46,25 +44,23 @@ def inner(function: Callable[..., Any]) -> Callable[..., Any]:
     return numba.njit(nogil=True, fastmath=RULES, error_model="numpy")(inspect.unwrap(function))
 
 
-def _folder(given: str, module: str) -> str:
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(given or os.path.join(home, "tractode", "kernels"), _digest(module))
+def machine_code(function: Callable[..., Any], kinds: tuple[str, ...]) -> tuple[str, bytes]:
+    """The name and the code of a function that uses nothing but its arguments, for `tractode.ops.native`.
 
-
-@cache
-def _digest(module: str) -> str:
-    """Of the sources that a kernel's module is made of, whatever their dates: those it imports, followed within here."""
-    sources: dict[str, bytes] = {}
-    waiting = [module, __name__]
-    while waiting:
-        name = waiting.pop()
-        file = resources.files("tractode").joinpath(*name.split(".")[1:-1], f"{name.rpartition('.')[2]}.py")
-        if name not in sources and name.startswith("tractode.") and file.is_file():
-            sources[name] = file.read_bytes()
-            if name.startswith((f"{module.rpartition('.')[0]}.", f"{__package__}.")):
-                found = re.findall(rb"^from (tractode\.[\w.]+) import", sources[name], re.MULTILINE)
-                waiting += [other.decode() for other in found]
-    digest = hashlib.sha256()
-    for name, source in sorted(sources.items()):
-        digest.update(name.encode() + b"\0" + source)
-    return digest.hexdigest()[:16]
+    ``kinds`` of its arguments: ``int``, ``float``, or of a pointer the type that it points to. The code is called as one of C
+    with two more pointers in front: numba's places for a result and an exception.
+    """
+    numbers = {"int": numba.types.int64, "float": numba.types.float64}
+    given = [numbers[k] if k in numbers else numba.types.CPointer(getattr(numba.types, k)) for k in kinds]
+    made: Any = numba.cfunc(numba.types.void(*given), fastmath=RULES, error_model="numpy")(inspect.unwrap(function))
+    name, machine = made.native_name.removeprefix("cfunc."), made._library._codegen._tm
+    module = binding.parse_assembly(made.inspect_llvm())
+    for other in (*module.functions, *module.global_variables):
+        if not other.is_declaration and other.name != name:
+            other.linkage = "internal"
+    passes = binding.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(module, binding.create_pass_builder(machine, binding.create_pipeline_tuning_options()))
+    needed = {f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")}
+    assert not needed, f"{function.__name__} needs {sorted(needed)}: it must not take memory or raise"
+    return name, machine.emit_object(module)

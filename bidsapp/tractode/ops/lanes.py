@@ -13,6 +13,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import extending, types
 from numba.extending import models, overload, register_model
@@ -152,6 +153,44 @@ def smaller(_context: Any, left: Any, right: Any) -> Any:
 def larger(_context: Any, left: Any, right: Any) -> Any:
     """The larger of each pair."""
     return left(left, right), _called("maxnum", left)
+
+
+@intrinsic
+def nearest(_context: Any, value: Any) -> Any:
+    """The whole number nearest to each."""
+    return value(value), _called("rint", value)
+
+
+def _bits(context: Any, builder: Any, kind: Lanes, value: Any) -> tuple[Any, Any]:
+    """The numbers as whole ones of the same bits, and how many of these belong to the fraction."""
+    whole = ir.VectorType(ir.IntType(kind.dtype.bitwidth), kind.count)
+    fraction = np.finfo(kind.dtype.name).nmant
+    return builder.bitcast(value, whole), ir.Constant(whole, [fraction] * kind.count)
+
+
+@intrinsic
+def exponent(_context: Any, value: Any) -> Any:
+    """The whole e of each ``m 2^e``, with ``m² ≥ 1/2`` and ``m² < 2``; of positive numbers that are not subnormal."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits, fraction = _bits(context, builder, value, arguments[0])
+        root = int(np.sqrt(np.array(0.5, value.dtype.name)).view(f"i{value.dtype.bitwidth // 8}"))
+        above = builder.sub(bits, ir.Constant(bits.type, [root] * value.count))
+        return builder.sitofp(builder.ashr(above, fraction), arguments[0].type)
+
+    return value(value), generate
+
+
+@intrinsic
+def scaled(_context: Any, value: Any, power: Any) -> Any:
+    """``value · 2^power`` for whole powers, where neither is 0, subnormal or too large."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits, fraction = _bits(context, builder, value, arguments[0])
+        moved = builder.shl(builder.fptosi(arguments[1], bits.type), fraction)
+        return builder.bitcast(builder.add(bits, moved), arguments[0].type)
+
+    return value(value, value), generate
 
 
 @intrinsic

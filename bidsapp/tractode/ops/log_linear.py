@@ -8,13 +8,15 @@ to 10⁻⁴ of the voxel's largest before the logarithm.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tractode.ops.least_squares import Design
+from tractode.ops import native
+from tractode.ops.least_squares import Design, in_threads, in_tiles
 from tractode.ops.levenberg_marquardt import levenberg_marquardt
 from tractode.ops.rician_fit import rician_fit
 
@@ -22,7 +24,56 @@ Method = Literal["ols", "wls", "iwls", "nlls", "rician"]
 METHODS: tuple[Method, ...] = ("ols", "wls", "iwls", "nlls", "rician")
 FLOOR = 1e-4
 N_REWEIGHTS = 2
+_TILE = 512
+_GROUP = 16  # voxels that are fitted side by side
+_KERNEL = "tractode.ops.log_linear_kernel"
+_SMALL = 8  # systems up to this size are quicker in torch than the compiled loop is to load
+_ROUNDS = {"ols": 0, "wls": 1, "iwls": 1 + N_REWEIGHTS}
 _LARGEST_EXPONENT = 20.0  # a fit that predicts more than e²⁰ times the largest signal is none; its weights stay finite
+
+
+def fit_voxels(
+    signal: Float[Tensor, "v n"], design: Design, method: Method, sigma: float | None = None
+) -> Float[Tensor, "v p"]:
+    """`fit` of any number of voxels, by tiles and threads; the linear fits of float32 signals are compiled ones."""
+    differentiable = torch.is_grad_enabled() and signal.requires_grad
+    plain = signal.dtype == torch.float32 and signal.device.type == "cpu" and not differentiable
+    if method in _ROUNDS and plain and design.matrix.shape[1] > _SMALL:
+        return _compiled(signal, design, method)
+    return in_tiles(lambda tile: fit(tile, design, method, sigma), signal, _TILE, threaded=method != "rician")
+
+
+def _compiled(signal: Float[Tensor, "v n"], design: Design, method: Method) -> Float[Tensor, "v p"]:
+    """The linear fits in one pass; voxels without a solution are left to `fit`."""
+    single = design.cast(torch.float32)
+    chosen, place, factor = single.products
+    matrices = [_columns(m) for m in (single.inverse, single.matrix, single.matrix.mT, chosen)]
+    params = signal.new_empty(len(signal), design.matrix.shape[1])
+    arrays = [signal.detach().contiguous().numpy(), *matrices, place.numpy(), factor.numpy(), params.numpy()]
+    (v, n), p, m = signal.shape, params.shape[1], matrices[-1].shape[1]
+    limits = (_ROUNDS[method], int(method == "iwls"), FLOOR, _LARGEST_EXPONENT)
+
+    def work(begin: int, end: int) -> None:
+        memory = _aligned(16 * (3 * n + 3 * m + 6 * p + p * p // 4 + 100))
+        native.call(_KERNEL, "fit_rows", *arrays, memory, v, n, p, m, len(memory), *limits, begin, end)
+
+    in_threads(work, v, _GROUP)
+    lost = ~torch.isfinite(params).all(-1)
+    if bool(lost.any()):
+        params[lost] = in_tiles(lambda tile: fit(tile, design, method), signal[lost], _TILE, threaded=True)
+    return params
+
+
+def _aligned(size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Float64 numbers that begin on a 64-byte line."""
+    whole = np.empty(size + 8)
+    first = -whole.ctypes.data % 64 // 8
+    return whole[first : first + size]
+
+
+def _columns(matrix: Float[Tensor, "n p"]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """By columns, filled up with zeros to a multiple of 8 rows."""
+    return torch.nn.functional.pad(matrix.mT, (0, -len(matrix) % 8)).contiguous().numpy()
 
 
 def fit(
@@ -58,9 +109,8 @@ def linear(
     """
     single = design.cast(logs.dtype)
     params = single.ordinary(logs).to(torch.float64)
-    rounds = {"ols": 0, "wls": 1, "iwls": 1 + N_REWEIGHTS}[method]
     weights = None
-    for index in range(rounds):
+    for index in range(_ROUNDS[method]):
         rounded = params.to(logs.dtype)
         predicted = single.predict(rounded)
         values = logs if method == "iwls" and index == 0 else predicted.clamp_max(_LARGEST_EXPONENT)
