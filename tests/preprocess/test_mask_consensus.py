@@ -99,7 +99,12 @@ def test_methods_that_disagree_with_the_rest_are_left_out(
         raise InputDataError("it fell in", id="E-MASK-SURFACE")
 
     monkeypatch.setattr(mask_consensus, "surface_mask", fails)
-    assert scan_mask(scan).failures == {"surface": "it fell in"}
+    failed = scan_mask(scan)
+    assert failed.failures == {"surface": "it fell in"}
+    assert not failed.passed  # still one kind
+    alone = scan_mask(DWI(scan.grid, scan.signal[:1], scan.gtab[:1], scan.mask))
+    assert not alone.passed
+    assert "only threshold found a brain" in alone.reason
     half = torch.zeros_like(brain)
     half[:30] = brain[:30]
     other = brain & ~half

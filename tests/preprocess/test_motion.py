@@ -10,9 +10,11 @@ from tests.preprocess import phantom_series as phantom
 from torch import Tensor
 
 from tractode.errors import InputDataError
-from tractode.fields import DWI, Affine, GradientTable
+from tractode.fields import DWI, Affine, GradientTable, Image
 from tractode.ops import volume_pose as pose
+from tractode.preprocess.alignment import Rounds
 from tractode.preprocess.eddy import PhaseEncoding, constant_part, geometry
+from tractode.preprocess.level import Level
 from tractode.preprocess.motion import MotionEstimate, MotionSettings, correct_motion, framewise_displacement, why_not
 from tractode.preprocess.resample import resample_series
 
@@ -102,6 +104,22 @@ def test_a_still_head_is_left_where_it_is(oblique_affine: Tensor) -> None:
     assert float(torch.rad2deg(found.rigid[:, 3:].norm(dim=-1)).max()) < 0.4
     assert not bool(found.outliers.any())
     assert "phase encoding" in found.notes[0]
+
+
+def test_lost_slices_are_filled_in_from_a_prediction_of_another_grid(oblique_affine: Tensor) -> None:
+    """A prediction that is a plane in mm, made on a coarse grid, is the same plane when a finer level is at work."""
+    gtab = phantom.table(6, 1)
+    zero = torch.zeros(len(gtab), 6, dtype=torch.float64)
+    scan = phantom.scan(phantom.grid_of(oblique_affine), gtab, zero, torch.zeros(len(gtab), 9).double())
+    rounds = Rounds(scan, None, QUICK, None)
+    coarse = Level(scan.grid, scan.mask, 16.0, 1000).grid
+    rounds.level = Level(scan.grid, scan.mask, 2.0, 1000)
+    assert coarse.shape != rounds.level.grid.shape
+    slope = torch.tensor([1.0, -2.0, 0.5])
+    rounds.prediction = Image(coarse, (coarse.centres() @ slope).expand(len(gtab), -1, -1, -1).clone())
+    index = torch.cartesian_prod(*(torch.arange(8.0, 13.0).double() for _ in range(3)))
+    expected = scan.grid.to_world(index).float() @ slope
+    torch.testing.assert_close(rounds._predicted_at(0, index), expected, atol=1e-2, rtol=0)
 
 
 def test_two_volumes_meet(oblique_affine: Tensor) -> None:

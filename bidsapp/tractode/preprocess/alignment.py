@@ -72,7 +72,7 @@ class Rounds:
         self.losses = torch.zeros(n, slices, dtype=torch.float64)
         self.z = torch.zeros(n, slices, dtype=torch.float64)
         self.lost = torch.zeros(n, slices, dtype=torch.bool)
-        self.prediction: Tensor | None = None
+        self.prediction: Image | None = None  # one channel a volume, on the grid of the level that it was made at
         self.level: Level | None = None
         self.is_b0 = scan.gtab.is_b0.cpu()
         self.n_terms = self._eddy_terms()
@@ -103,7 +103,7 @@ class Rounds:
             # Poses that follow the directions smoothly make a series that predicts itself as well as the true one does: only the mean
             # over directions can tell them.
             directed = number + 1 == len(rounds)
-            self.prediction = self._predicted(self._aligned(), directed)
+            self.prediction = Image(self.level.grid, self._predicted(self._aligned(), directed))
             for volume in range(n):
                 correlation[volume] = self._step(volume)
                 progress(number * n + volume + 1, total)
@@ -151,12 +151,12 @@ class Rounds:
     def _predicted_at(self, volume: int, index: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
         """The latest prediction of a volume at its own voxels, as bright as it would be scanned."""
         assert self.prediction is not None
-        assert self.level is not None
         motion, eddy = self.motion[volume], self.eddy[volume]
         points = self.place.origin_of(index, motion, eddy)
         _, bright = self.place.read_at(points, motion[None], eddy[None])
-        at = self.level.grid.to_voxel(points).float()
-        values = interpolate.sample(self.prediction[volume][None], at, outside="nearest")[:, 0]
+        # Lost slices are filled in at the next level too, whose grid may be a finer one.
+        at = self.prediction.grid.to_voxel(points).float()
+        values = interpolate.sample(self.prediction.values[volume][None], at, outside="nearest")[:, 0]
         return values / bright[0].float().clamp_min(0.25)
 
     def _aligned(self) -> Float[Tensor, "n i j k"]:
@@ -199,7 +199,7 @@ class Rounds:
         """Gauss–Newton steps of one volume towards its prediction; their correlation before the last one."""
         assert self.level is not None
         assert self.prediction is not None
-        level, wanted, n_eddy = self.level, self.prediction[volume], 0 if self.is_b0[volume] else self.n_terms
+        level, wanted, n_eddy = self.level, self.prediction.values[volume], 0 if self.is_b0[volume] else self.n_terms
         soft = level.smoothed(self._volume(volume))
         aim, gradient = wanted.reshape(-1)[level.chosen], level.gradient(wanted)[level.chosen]
         correlation, before = 1.0, (self.motion[volume].clone(), self.eddy[volume].clone())

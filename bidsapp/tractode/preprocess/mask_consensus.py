@@ -230,7 +230,7 @@ def _verdict(masks: Mapping[str, Image], failures: Mapping[str, str], image: Ima
     likely = tuple(name for name in names if _is_brain_sized(masks[name]))
     used = _group(likely or names, agreement)
     mask = _vote([masks[name].mask.cpu() for name in used], image)
-    passed, reason = _judged(names, used, agreement, mask)
+    passed, reason = _judged(names, used, agreement, mask, failures)
     pairs = {f"{one}–{other}": value for (one, other), value in agreement.items()}
     return MaskVerdict(mask, dict(masks), used, pairs, passed, reason, dict(failures))
 
@@ -264,12 +264,18 @@ def _vote(masks: list[Bool[Tensor, "i j k"]], image: Image) -> Image:
 
 
 def _judged(
-    names: tuple[str, ...], used: tuple[str, ...], agreement: Mapping[tuple[str, str], float], mask: Image
+    names: tuple[str, ...],
+    used: tuple[str, ...],
+    agreement: Mapping[tuple[str, str], float],
+    mask: Image,
+    failures: Mapping[str, str],
 ) -> tuple[bool, str]:
     volume = _millilitres(mask)
     if not _is_brain_sized(mask):
         return False, f"{volume:.0f} ml is not the size of a brain ({_SMALLEST_ML:.0f} to {_LARGEST_ML:.0f} ml)"
     if len(names) == 1:
+        if failures:
+            return False, f"only {names[0]} found a brain ({' and '.join(failures)} found none)"
         return True, f"only {names[0]} was asked"
     if len(used) == 1:
         best = max(agreement.values())
@@ -281,7 +287,7 @@ def _judged(
     said = f"{' and '.join(used)} agree (Dice of {least:.2f} or more)"
     left = [name for name in names if name not in used]
     said += f"; {' and '.join(left)} did not and was left out" if left else ""
-    if _kinds(used) == 1 < _kinds(names):
+    if _kinds(used) == 1 and (failures or _kinds(names) > 1):
         return False, f"only methods of one kind agree: {said}"
     return True, said
 
