@@ -88,6 +88,12 @@ def test_sessions_and_participants_are_chosen(derivatives: Path) -> None:
     assert found.ignored[0].reason == "its session was not asked for"
     with pytest.raises(NoMatchError, match="sub-02"):
         find_participants(derivatives, participants=["02"])
+    series(derivatives / "sub-03/ses-1/dwi/sub-03_ses-1_space-ACPC_desc-preproc_dwi.nii.gz")
+    found = find_participants(derivatives, sessions=["2"], combine_runs=True)
+    assert [person.label for person in found.participants] == ["01"]
+    assert {note.id for note in found.notes} == {"W-DATA-NODWI", "W-INPUT-UNUSED"}
+    found = find_participants(derivatives, participants=["01", "03"], sessions=["2"])
+    assert [failure.error.id for failure in found.failures] == ["E-DATA-NODWI"]
     with pytest.raises(NoMatchError, match="session 7"):
         find_participants(derivatives, sessions=["7"])
 

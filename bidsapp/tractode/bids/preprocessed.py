@@ -85,7 +85,7 @@ class PreprocessedRequest:
 
 
 def find_preprocessed(request: PreprocessedRequest) -> Discovery:
-    """Every preprocessed run of a folder, with its anatomy where that lies beside it.
+    """Every preprocessed run of a folder, with its anatomy where that lies beside it; a participant may have none of the sessions.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def find_preprocessed(request: PreprocessedRequest) -> Discovery:
         if one not in kept
     )
     participants = tuple(_participant(label, [one for one in kept if one.participant == label]) for label in labels)
-    return Discovery(tuple(person for person in participants if person.runs or person.failures), left)
+    return Discovery(participants, left)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,15 @@ def find_participants(
     bids_dir = Path(os.path.abspath(bids_dir))
     kind = input_type_of(bids_dir) if input_type == "auto" else input_type
     if kind != "bids":
-        return find_preprocessed(PreprocessedRequest(bids_dir, kind, participants, sessions, anat_modality))
+        discovery = find_preprocessed(PreprocessedRequest(bids_dir, kind, participants, sessions, anat_modality))
+        people, more = without_dwi(list(discovery.participants), bids_dir, are_asked_for=bool(participants))
+        unused = {"--combine-runs": combine_runs, "--bids-filter-file": bool(filters)}
+        more += [
+            warning("W-INPUT-UNUSED", f"{option} does nothing for input that came preprocessed ({kind})")
+            for option, is_given in unused.items()
+            if is_given
+        ]
+        return Discovery(tuple(people), discovery.ignored, (*discovery.notes, *more))
     available, ignored = participant_labels(bids_dir)
     notes = check_description(bids_dir) if validate else []
     labels = choose_labels(participants, available)
