@@ -7,17 +7,20 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from tractode.bids.found import DwiRun
+from tractode.bids.manifest import StepWriter
 from tractode.bids.query import find_participants
 from tractode.bids.spec_files import load
 from tractode.errors import InputDataError
 from tractode.fields import DWI, GradientTable, Image, ImageGrid
-from tractode.interfaces import prepared_files, preprocess, scan
+from tractode.interfaces import masks, prepared_files, preprocess, scan
 from tractode.interfaces.preprocess import Part, PreprocessPlan, Steps, slice_axis_of
 from tractode.interfaces.scan import PrepareDwi
 from tractode.interfaces.step import Job
@@ -221,9 +224,25 @@ def test_what_a_scan_cannot_support_is_left_out_or_refused(
     preprocess.clean(part, replace(ALL, unring="none"), "cpu")
     preprocess.find_motion(part, ALL, "cpu")
     assert not any(record["done"] for record in part.steps.records.values())
+    assert "motion, which was not" in part.steps.records["outliers"]["why"]
     assert part.scan is series
     with pytest.raises(InputDataError, match="Denoising was asked for"):
         preprocess.clean(part, replace(ALL, denoise="on"), "cpu")
+
+
+def test_a_mask_of_another_grid_is_not_said_to_be_used(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    series = DWI(head.grid, head.series(), head.gtab, torch.ones(head.grid.shape, dtype=torch.bool))
+    own = Image(head.grid, series.mask[None])
+    verdict = SimpleNamespace(mask=own, masks={}, passed=True, record=lambda: {"used": ["threshold"]})
+    monkeypatch.setattr(masks, "scan_mask", lambda *_: verdict)
+    run, writer = Mock(spec=DwiRun), Mock(spec=StepWriter)
+    run.name, run.mask, writer.facts = "sub-01", Path("its_mask.nii.gz"), {}
+    _, notes = masks.voted_mask(writer, "01", series, lambda _: None, "auto", run)
+    assert writer.facts["brain_mask"]["used"] == ["threshold"]
+    assert [note.id for note in notes] == ["W-MASK-GRID"]
+    _, notes = masks.voted_mask(writer, "01", series, lambda _: own, "auto", run)
+    assert writer.facts["brain_mask"]["used"] == ["given"]
+    assert notes == []
 
 
 @pytest.mark.usefixtures("quick")
@@ -256,10 +275,13 @@ def test_series_are_joined_at_one_brightness(oblique_affine: torch.Tensor) -> No
     )
     signal = 10 + torch.rand(2, 5, 6, 7, generator=torch.Generator().manual_seed(0))
     first = DWI(grid, signal, gtab, torch.ones(5, 6, 7, dtype=torch.bool))
-    other = DWI(grid, 2.5 * signal, replace(gtab, echo_time=None), signal[0] > 10.2)
+    beyond = 2.5 * signal
+    beyond[:, 0] = 0  # outside its field of view
+    other = DWI(grid, beyond, replace(gtab, echo_time=None), (signal[0] > 10.2) & (beyond[0] > 0))
     joined, factors = merge.merged([first, other])
     assert factors == pytest.approx([1.0, 0.4], rel=1e-5)
-    assert torch.allclose(joined.signal[2:], signal)
+    assert torch.allclose(joined.signal[2:, 1:], signal[:, 1:])
+    assert not bool(joined.signal[:, 0].any())
     assert joined.gtab.bvals.tolist() == [0, 1000, 0, 1000]
     assert joined.gtab.echo_time is None
     assert torch.equal(joined.mask, other.mask)

@@ -19,29 +19,35 @@ _TEMPLATE_MM = 2.0
 
 
 def voted_mask(
-    writer: StepWriter, participant: str, scan: DWI, quick: Callable[[Image], Image], method: str, run: DwiRun
+    writer: StepWriter, participant: str, scan: DWI, given: Callable[[Image], Image | None], method: str, run: DwiRun
 ) -> tuple[Image, list[Note]]:
     """The mask that came with a run, else that of the method; what is to be said of it goes into the facts too.
 
     Parameters
     ----------
-    quick
-        The mask of a b=0 image: the one that came with the run where there is one.
+    given
+        The mask that came with the run, for an image on its grid; ``None`` where there is none or it lies on another grid.
     """
-    if run.mask is not None:
+    reference = dwi_reference(scan)
+    came = given(reference)
+    if run.mask is not None and came is not None:
         writer.facts["brain_mask"] = {
             "used": ["given"],
             "passed": True,
             "reason": f"{run.mask.name} came with the scan",
         }
-        return quick(dwi_reference(scan)), []
+        return came, []
+    notes = []
+    if run.mask is not None:
+        text = f"{run.name}: {run.mask.name}, which came with the scan, lies on another grid and was not used"
+        notes = [warning("W-MASK-GRID", text)]
     verdict = scan_mask(scan, method, lambda: (load_builtin("T1w", _TEMPLATE_MM), load_builtin("mask", _TEMPLATE_MM)))
     writer.facts["brain_mask"] = verdict.record()
     if len(verdict.masks) > 1:
         save_reportlets(writer, participant, [figure(scan, verdict, run.name)])
     if verdict.passed:
-        return verdict.mask, []
-    return verdict.mask, [warning("W-MASK-DOUBT", f"{run.name}: the brain mask is in doubt: {verdict.reason}")]
+        return verdict.mask, notes
+    return verdict.mask, [*notes, warning("W-MASK-DOUBT", f"{run.name}: the brain mask is in doubt: {verdict.reason}")]
 
 
 def figure(scan: DWI, verdict: MaskVerdict, run: str) -> Reportlet:

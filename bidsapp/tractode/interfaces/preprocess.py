@@ -207,6 +207,7 @@ def find_motion(part: Part, plan: PreprocessPlan, device: str, hz: Float[Tensor,
     steps, scan = part.steps, part.scan
     lack = motion.why_not(scan.gtab) or ("the image is a single slice" if min(scan.grid.shape) < 4 else None)
     if not steps.wants("motion", plan.motion, part.run.done_by, lack):
+        _no_outliers(part, plan)
         return
     settings = MotionSettings(slice_axis=part.slice_axis)
     settings = settings if plan.outliers != OFF else replace(settings, outliers=None)
@@ -215,6 +216,7 @@ def find_motion(part: Part, plan: PreprocessPlan, device: str, hz: Float[Tensor,
     field_hz = None if hz is None else hz.to(device)
     estimate = steps.tried("motion", plan.motion, lambda: correct_motion(moved, part.encoding, settings, hz=field_hz))
     if estimate is None:
+        _no_outliers(part, plan)
         return
     part.estimate = on_cpu(estimate)
     displacement = part.estimate.framewise_displacement()
@@ -228,6 +230,11 @@ def find_motion(part: Part, plan: PreprocessPlan, device: str, hz: Float[Tensor,
         method="leave-one-out prediction",
     )  # fmt: skip
     _tell_outliers(part, plan)
+
+
+def _no_outliers(part: Part, plan: PreprocessPlan) -> None:
+    if part.steps.wants("outliers", "auto" if plan.outliers != OFF else OFF, part.run.done_by, None):
+        part.steps.left("outliers", "lost slices are found together with motion, which was not corrected")
 
 
 def _tell_outliers(part: Part, plan: PreprocessPlan) -> None:

@@ -108,7 +108,7 @@ class PrepareDwi(Step):
             parts.append(part)
         scan, steps = self._joined(parts)
         reference = dwi_reference(scan)
-        mask, mask_notes = voted_mask(writer, job.participant, scan, self._masked, self.inputs.mask_method, run)
+        mask, mask_notes = voted_mask(writer, job.participant, scan, self._given, self.inputs.mask_method, run)
         scan, brain_notes = check_brain(DWI(scan.grid, scan.signal, scan.gtab, mask.mask), run.path)
         writer.facts["notes"] += [asdict(note) for note in [*mask_notes, *brain_notes]]
         scan, shading = preprocess.even(scan, reference, plan, steps, run.done_by)
@@ -150,12 +150,17 @@ class PrepareDwi(Step):
 
     def _masked(self, reference: Image) -> Image:
         """The brain: the mask that came with a preprocessed scan, else that of its b=0 image."""
+        given = self._given(reference)
+        return brain_mask(reference) if given is None else given
+
+    def _given(self, reference: Image) -> Image | None:
+        """The mask that came with a preprocessed scan, where it lies on the scan's grid."""
         path = self.inputs.run.mask
         if path is not None:
             mask, _ = read_image(path, reference.grid.space)
             if mask.grid.matches(reference.grid):
                 return Image(reference.grid, mask.mask[None])
-        return brain_mask(reference)
+        return None
 
     def _hz(self, part: Part) -> torch.Tensor | None:
         """The field that distorts a run, on its grid, as the head lies in the reference of its motion."""

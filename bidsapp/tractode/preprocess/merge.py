@@ -36,7 +36,7 @@ def way_between(first: Image, other: Image, first_mask: Image, start: Affine | N
 
 
 def merged(series: Sequence[DWI]) -> tuple[DWI, list[float]]:
-    """Series of one grid as one, each as bright as the first, and the factors used."""
+    """Series of one grid as one, each as bright as the first, and the factors used; empty where one of them holds nothing."""
     first = series[0]
     common = torch.stack([one.mask for one in series]).all(0)
     if not bool(common.any()):
@@ -49,6 +49,8 @@ def merged(series: Sequence[DWI]) -> tuple[DWI, list[float]]:
     levels = [float(one.mean_b0().values[0][common].median()) for one in series]
     factors = [levels[0] / level if level > 0 else 1.0 for level in levels]
     signal = torch.cat([one.signal * factor for one, factor in zip(series, factors, strict=True)])
+    # Beyond one's field of view the others' volumes alone would be fitted together with its noughts.
+    signal *= torch.stack([one.signal.amax(0) > 0 for one in series]).all(0)
     return DWI(first.grid, signal, joined_tables([one.gtab for one in series]), common), factors
 
 
