@@ -62,6 +62,13 @@ def test_text_names_what_ran_once() -> None:
     assert "no correction of distortion" in text
 
 
+def test_what_was_corrected_is_not_denied() -> None:
+    motion, sdc = ("Head motion was corrected", "cieslak2024"), ("Distortion was corrected", "andersson2003")
+    assert "No correction of susceptibility distortion was made" in citations.boilerplate({"sentences": [motion]})
+    assert "No correction of motion or eddy currents was made" in citations.boilerplate({"sentences": [sdc]})
+    assert "o correction of" not in citations.boilerplate({"sentences": [motion, sdc]})
+
+
 def test_generated_streamlines_are_described_as_such() -> None:
     facts = {"trackers": [{"method": "gentract", "n_streamlines": 500}], "keys": ["sargood2025"]}
     text = citations.boilerplate(facts)

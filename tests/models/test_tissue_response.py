@@ -131,6 +131,16 @@ def test_one_row_serves_single_shell_deconvolution(tmp_path: Path) -> None:
         assert model.response.s0 == pytest.approx(300, rel=0.2)
 
 
+def test_one_row_of_a_known_b_value_serves_no_other(tmp_path: Path) -> None:
+    full = tensor_responses([0.0, *SHELLS], 300.0)[0]
+    one = TissueResponse("wm", full.bvals[3:], full.coefficients[3:])
+    save_response(one, tmp_path / "response.txt")
+    response = load_response(tmp_path / "response.txt")
+    assert CSD.with_responses([response], table_of_shells((float(full.bvals[3]),), 30)).response is not None
+    with pytest.raises(InputDataError, match="E-MSMT-SHELL"):
+        CSD.with_responses([response], table_of_shells((1000.0,), 30))
+
+
 @pytest.mark.reference
 @pytest.mark.skipif(shutil.which("responsemean") is None, reason="MRtrix3 is not installed")
 def test_the_mean_of_a_group_is_that_of_mrtrix(tmp_path: Path) -> None:

@@ -76,6 +76,28 @@ def test_what_was_asked_for_by_name_is_refused_and_what_a_recipe_may_leave_out_i
     assert choose(("dki?", "dki"), gtab).refused == {"dki"}
 
 
+def test_a_model_wanted_with_several_shells_alone_is_refused_with_that_reason() -> None:
+    choice = choose(("msmt_csd@2",), table_of_shells((1000.0,), 32))
+    assert choice.refused == {"msmt_csd"}
+    assert choice.reasons["msmt_csd"] == (
+        "refused: it is taken with at least 2 shells, and this table has 1 of at least 6 directions"
+    )
+
+
+def test_a_stray_volume_is_no_shell() -> None:
+    few = table_of_shells((1000.0, 2000.0), 32)
+    gtab = few[torch.cat([torch.arange(len(few) - 32), torch.tensor([len(few) - 1])])]
+    assert len(gtab.shells()) == 2
+    assert choose(("auto",), gtab).models == ("dti", "csd")
+
+
+@pytest.mark.parametrize("name", ["dki", "wmti", "msdki"])
+def test_a_shell_beyond_the_series_in_b_does_not_make_up_for_low_ones(name: str) -> None:
+    low = table_of_shells((500.0, 1000.0, 5000.0), 32)
+    assert "b-values up to at least 1500" in str(MODELS[name].why_not(low))
+    assert MODELS[name].why_not(table_of_shells((500.0, 2000.0, 5000.0), 32)) is None
+
+
 def test_every_wish_is_fitted_once_and_all_means_all() -> None:
     gtab = table_of_shells((1000.0, 2000.0, 3000.0), 64)
     every = choose(("all",), gtab)

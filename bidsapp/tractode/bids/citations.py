@@ -39,8 +39,8 @@ def boilerplate(facts: Mapping[str, Any]) -> str:
     paragraphs = [
         f"Results were obtained with *tractode* {tractode.__version__}, a BIDS-App {_cite('gorgolewski2016', 'gorgolewski2017')} "
         f"built on PyBIDS {_cite('yarkoni2019')}, Nipype {_cite('gorgolewski2011')} and DIPY {_cite('garyfallidis2014')}.",
-        f"{_untouched(facts)} "
-        "Gradient tables were brought to the scanner frame by the images' own affines and checked against the images: attenuation "
+        f"{_untouched(facts)} ".lstrip()
+        + "Gradient tables were brought to the scanner frame by the images' own affines and checked against the images: attenuation "
         f"and fibre coherence of the table given were compared with those of its axis flips and swaps {_cite('jeurissen2014')}.",
     ]
     paragraphs += dict.fromkeys(_model_text(model) for model in models)
@@ -114,12 +114,23 @@ def _inline(text: str) -> str:
 
 def _untouched(facts: Mapping[str, Any]) -> str:
     """What was not corrected."""
-    if any(key in _SDC_KEYS for _, key in facts.get("sentences", ())):
-        return "Apart from susceptibility distortion, no correction of the diffusion images, of motion or eddy currents, was made."
-    return "Diffusion images were used as acquired: no correction of distortion, motion or eddy currents was made."
+    keys = {key for _, key in facts.get("sentences", ())}
+    missing = [] if keys & _SDC_KEYS else ["of susceptibility distortion"]
+    missing += [] if keys & _MOTION_KEYS else ["of motion or eddy currents"]
+    if not keys & (_SDC_KEYS | _STEP_KEYS):
+        return "Diffusion images were used as acquired: no correction of distortion, motion or eddy currents was made."
+    return f"No correction {' or '.join(missing)} was made." if missing else ""
 
 
 _SDC_KEYS = {"andersson2003", "jezzard1995", "wang2017"}
+_MOTION_KEYS = {"cieslak2024"}
+_STEP_KEYS = {
+    "veraart2016",
+    "kellner2016",
+    *_MOTION_KEYS,
+    "andersson2016",
+    "tustison2010",
+}  # of `interfaces.prepared_files`
 
 
 def _model_text(model: Mapping[str, Any]) -> str:

@@ -26,13 +26,13 @@ class Needs:
     directions
         Number of volumes that each of them must have, and that span the sphere.
     volumes
-        Number of weighted volumes in all.
+        Number of weighted volumes in all, up to ``largest_b``.
     n_b0
         Number of b=0 volumes.
     least_b, largest_b
         Range of b-values (s/mm²) at which the model's assumptions hold; shells outside it do not count.
     reach
-        The largest b-value (s/mm²) must be at least this.
+        The largest b-value (s/mm²) that counts must be at least this.
     schemes
         Kinds of sampling that the model can use.
     """
@@ -72,16 +72,19 @@ class Needs:
         """Why the table does not do for the model ``name``, in words for a user; ``None`` if it does."""
         found = ", ".join(f"b={b:.0f}: {len(index)}" for b, index in gtab.shells()) or "no weighted volume"
         n_b0, n_weighted = int(gtab.is_b0.sum()), int((~gtab.is_b0).sum())
+        counting = gtab.bvals[~gtab.is_b0 & (gtab.bvals <= self.largest_b)]
         table = f"this table has {n_b0} b=0 and {found}"
         if n_b0 < self.n_b0:
             return f"{name} needs {_counted(self.n_b0, 'b=0 volume')}; {table}"
-        if n_weighted < self.volumes:
-            return f"{name} needs {_counted(self.volumes, 'weighted volume')}; {table}"
+        if len(counting) < self.volumes:
+            limit = f" up to b={self.largest_b:.0f}" if self.largest_b < float("inf") else ""
+            return f"{name} needs {_counted(self.volumes, 'weighted volume')}{limit}; {table}"
         scheme = scheme_of(gtab) if n_weighted else None
         if scheme is not None and scheme not in self.schemes:
             return f"{name} needs a {' or '.join(self.schemes)} scheme; this table is a {scheme} scheme"
-        if n_weighted and float(gtab.bvals.max()) < self.reach:
-            return f"{name} needs b-values up to at least {self.reach:.0f} s/mm²; {table}"
+        if self.reach and (not len(counting) or float(counting.max()) < self.reach):
+            beyond = f" (those above {self.largest_b:.0f} do not count)" if self.largest_b < float("inf") else ""
+            return f"{name} needs b-values up to at least {self.reach:.0f} s/mm²{beyond}; {table}"
         # Of a grid or of scattered directions no shells are asked, but of a table that has shells they are.
         if (scheme in SHELLED or set(self.schemes) <= set(SHELLED)) and len(self.usable_shells(gtab)) < self.shells:
             return f"{name} needs {self._shells_wanted()}; {table}"

@@ -39,6 +39,7 @@ class FitModelInputSpec(StepInputSpec):
     prepared = traits.Dict(mandatory=True, desc="outputs of PrepareDwi")
     model = traits.Str(mandatory=True, desc="a name in MODELS")
     reason = traits.Str("", usedefault=True, desc="why this model was taken, for the report")
+    refused = traits.Str("", usedefault=True, desc="why it is not to be fitted, where the plan says so")
     left_out = traits.Dict({}, usedefault=True, desc="other models that were wished for: why they were not taken")
     uncertainty = traits.Enum("none", "laplace", "bootstrap", usedefault=True)
     responses = traits.List(traits.Str, [], usedefault=True, desc="response files instead of the scan's own")
@@ -59,7 +60,7 @@ class FitModel(Step):
             "device": self.inputs.job.device.partition(":")[0],
             "uncertainty": self.inputs.uncertainty,
             "seed": self.inputs.job.random_seed if self.inputs.uncertainty != "none" else None,
-        }
+        } | ({"refused": self.inputs.refused} if self.inputs.refused else {})
 
     def compute(self, writer: StepWriter) -> None:
         run, job = self.inputs.run, self.inputs.job
@@ -94,8 +95,8 @@ class FitModel(Step):
         save_reportlets(writer, job.participant, figures)
 
     def _refuse(self, kind: type[SignalModel], gtab: GradientTable) -> None:
-        reason = kind.why_not(gtab)
-        if reason is not None:
+        reason = kind.why_not(gtab) or self.inputs.refused
+        if reason:
             raise InputDataError(
                 f"The model {self.inputs.model} cannot be fitted: {reason}",
                 id="E-MODEL-UNFIT",
@@ -116,11 +117,11 @@ class FitModel(Step):
         return "none"
 
     def _model(self, kind: type[SignalModel], series: MaskedSeries, gtab: GradientTable) -> SignalModel:
-        """With the responses given, else with what the scan itself tells."""
+        """With the responses given, else with what the scan itself tells (on the CPU, whose libraries find responses)."""
         given = with_responses(kind, [Path(path) for path in self.inputs.responses], gtab)
         if given is not None:
             return given
-        return kind.for_data(series.sample(FEW_ENOUGH).to(self.inputs.job.device), gtab)
+        return kind.for_data(series.sample(FEW_ENOUGH), gtab)
 
     def _write_responses(self, writer: StepWriter, model: SignalModel) -> None:
         """Files that other runs may be fitted with; those estimated here are what the group level averages."""

@@ -58,7 +58,7 @@ class NormaliseTissues(Step):
             native = json.loads(sidecar_of(Path(self.inputs.tissues[name])).read_text(encoding="utf-8"))
             content = {**native, "Description": f"{native['Description']}, on one scale over the brain", **facts}
             self._write(writer, name, image, content, label, name)
-        field = MapSpec("normalisation", "Field that the tissues were divided by, 1 on average", "")
+        field = MapSpec("normalisation", "Field that the tissues were divided by", "")
         content = {"Description": field.description, "Units": "arbitrary", **facts}
         image = Image(mask.grid, found.field[None])
         self._write(writer, field.param, image, content, label, field.param)

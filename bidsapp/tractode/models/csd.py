@@ -19,6 +19,7 @@ from torch import Tensor
 from tractode.contracts import MapSpec, OrientationModel
 from tractode.errors import InputDataError
 from tractode.fields import GradientTable
+from tractode.fields.needs import SHELLED, Needs
 from tractode.fields.scheme import scheme_of
 from tractode.models.deconvolution import Deconvolution, constrained_deconvolution
 from tractode.models.response import Response, estimate_response, gaussian_response
@@ -41,6 +42,7 @@ class CSD(OrientationModel):
     label: ClassVar[str] = "csd"
     citation: ClassVar[str] = "Tournier2007"
     recovers: ClassVar[float] = 1e-2  # a weak penalty on the norm
+    needs: ClassVar[Needs] = Needs(directions=_FEWEST_DIRECTIONS, volumes=_FEWEST_DIRECTIONS, schemes=SHELLED)
     maps: ClassVar[tuple[MapSpec, ...]] = (
         MapSpec("fod", "Fibre orientation distribution", "arbitrary", components="sh", invariant=False),
         MapSpec("afd", "Total apparent fibre density: the integral of the FOD over the sphere", "arbitrary"),

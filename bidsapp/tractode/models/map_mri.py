@@ -75,8 +75,10 @@ class MAPMRI(SignalModel):
         return cls(diffusion_time=float(times.mean()))
 
     def facts(self) -> dict[str, Any]:
-        known = {} if self.diffusion_time is None else {"DiffusionTime": self.diffusion_time}
-        return {"RadialOrder": self.order, "Roughness": self.smooth, **known}
+        is_known = self.diffusion_time is not None
+        time = self.diffusion_time if is_known else round(_UNKNOWN_TIME, 9)
+        assumed = {} if is_known else {"DiffusionTimeAssumed": True}  # the maps' lengths are then nominal
+        return {"RadialOrder": self.order, "Roughness": self.smooth, "DiffusionTime": time, **assumed}
 
     @classmethod
     def example_table(cls, n: int = 60) -> GradientTable:

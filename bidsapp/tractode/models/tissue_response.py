@@ -72,11 +72,12 @@ class TissueResponse:
         return self.coefficients[nearest]
 
     def single_shell(self, b: float) -> Response:
-        """Of one shell alone, for single-shell deconvolution; of the only one where there is but one.
+        """Of one shell alone, for single-shell deconvolution; of the only one where there is but one of unknown b-value.
 
         The b=0 signal is guessed where it is not known: as a fibre's of radial diffusivity 0.25e-3 mm²/s would be.
         """
-        row = self.coefficients[0] if len(self.bvals) == 1 else self.at(b)
+        is_any = len(self.bvals) == 1 and math.isnan(float(self.bvals[0]))
+        row = self.coefficients[0] if is_any else self.at(b)
         if len(self.bvals) > 1 and float(self.bvals[0]) < _SAME_SHELL:  # NaN is not
             s0 = float(self.coefficients[0, 0]) / math.sqrt(4 * math.pi)
         else:

@@ -65,10 +65,10 @@ def choose(entries: Sequence[str], gtab: GradientTable | None) -> Choice:
     """The models for a table; without one (it could not be read, and the run will say so) the first of every wish."""
     reasons: dict[str, str] = {}
     chosen: dict[str, bool] = {}
+    lacking: dict[str, str | None] = {}
     why_not = {name: None if gtab is None else MODELS[name].why_not(gtab) for name in MODELS}
-    n_shells = None if gtab is None else len(gtab.shells())
     for wish in wishes(entries):
-        passed = {name: why_not[name] or _too_few(wish.shells_of(name), n_shells) for name in wish.names}
+        passed = {name: why_not[name] or _too_few(name, wish.shells_of(name), gtab) for name in wish.names}
         able = [name for name in wish.names if passed[name] is None]
         for name in wish.names:
             reasons.setdefault(name, _left_out(wish, passed[name], able))
@@ -78,11 +78,12 @@ def choose(entries: Sequence[str], gtab: GradientTable | None) -> Choice:
         elif not wish.is_optional:
             # The least demanding one says what the data lack.
             chosen.setdefault(wish.names[-1], False)
+            lacking[wish.names[-1]] = passed[wish.names[-1]]
     for name in MODELS:
         reasons.setdefault(name, f"{_NOT_ASKED}; {_ability(why_not[name])}")
     for name, is_able in chosen.items():
         if not is_able:
-            reasons[name] = f"refused: {why_not[name]}"
+            reasons[name] = f"refused: {lacking[name]}"
     return Choice(tuple(chosen), reasons, frozenset(name for name, is_able in chosen.items() if not is_able))
 
 
@@ -95,11 +96,15 @@ def choice_of(run: Any, settings: Settings) -> Choice:
     return replace(choose(settings.models, gtab), shape=shape)
 
 
-def _too_few(wanted: int, n_shells: int | None) -> str | None:
-    """Why a model is passed over that is wanted with several shells only."""
-    if n_shells is None or n_shells >= wanted:
+def _too_few(name: str, wanted: int, gtab: GradientTable | None) -> str | None:
+    """Why a model is passed over that is wanted with several shells only; a shell too small for it is none."""
+    if gtab is None or not wanted:
         return None
-    return f"it is taken with at least {wanted} shells, and this table has {n_shells}"
+    needs = MODELS[name].needs
+    n_shells = len(needs.usable_shells(gtab))
+    if n_shells >= wanted:
+        return None
+    return f"it is taken with at least {wanted} shells, and this table has {n_shells} of at least {needs.directions} directions"
 
 
 def _taken(name: str, wish: Wanted, why_not: dict[str, str | None]) -> str:

@@ -64,6 +64,7 @@ def model_nodes(
         kind = MODELS[name]
         step = FitModel(
             run=run, model=name, reason=choice.reasons[name], uncertainty=settings.uncertainty,
+            refused=choice.reasons[name].removeprefix("refused: ") if name in choice.refused else "",
             left_out={} if nodes else choice.passed_over,
             responses=response_files(settings, kind.label) if hasattr(kind, "with_responses") else [],
         )  # fmt: skip
