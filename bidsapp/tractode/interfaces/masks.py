@@ -37,7 +37,7 @@ def voted_mask(
             "reason": f"{run.mask.name} came with the scan",
         }
         return came, []
-    notes = []
+    notes: list[Note] = []
     if run.mask is not None:
         text = f"{run.name}: {run.mask.name}, which came with the scan, lies on another grid and was not used"
         notes = [warning("W-MASK-GRID", text)]
