@@ -53,7 +53,8 @@ def figures(kind: type[SignalModel], image_of: Callable[[str], Image], mask: Ima
         )  # fmt: skip
     params = {spec.param for spec in kind.maps}
     if {"fa", "direction"} <= params:
-        shown.append(figures_slices.colour_fa(image_of("fa"), image_of("direction"), mask, run=run, section=section))
+        fa, direction = image_of("fa"), image_of("direction")
+        shown.append(figures_slices.colour_fa(fa, direction, mask, run=run, section=section, model=kind.label))
     harmonics = next((spec.param for spec in kind.maps if spec.components == "sh"), None)
     if harmonics is not None:
         image = image_of(harmonics)

@@ -122,7 +122,9 @@ def scalar_map(
     )  # fmt: skip
 
 
-def colour_fa(fa: Image, direction: Image, mask: Image, *, run: str = "", section: str = "tensor") -> Reportlet:
+def colour_fa(
+    fa: Image, direction: Image, mask: Image, *, run: str = "", section: str = "tensor", model: str = "tensor"
+) -> Reportlet:
     """The principal direction as colour (red left–right, green front–back, blue up–down), as bright as FA."""
     sheet = rows_sheet(box_of(fa, mask))
     weight = fa.values[0].clamp(0, 1) * mask.mask.to(fa.values.device)
@@ -140,7 +142,7 @@ def colour_fa(fa: Image, direction: Image, mask: Image, *, run: str = "", sectio
         f"the corticospinal tract blue. {NEUROLOGICAL}"
     )
     return Reportlet(
-        stem(run, "colourfa", "dwimap"), section, "Colour FA", caption, encode(figure, 90), run=run,
+        stem(run, "colourfa" if model == "tensor" else f"{model}colourfa", "dwimap"), section, "Colour FA", caption, encode(figure, 90), run=run,
         alt="Direction-encoded colour FA, slices",
     )  # fmt: skip
 
