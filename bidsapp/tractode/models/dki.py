@@ -45,7 +45,7 @@ class DKI(SignalModel):
 
     label: ClassVar[str] = "dki"
     citation: ClassVar[str] = "Jensen2005"
-    needs: ClassVar[Needs] = Needs(shells=2, directions=15, volumes=21, largest_b=3250.0, reach=1500.0)
+    needs: ClassVar[Needs] = Needs(shells=2, directions=15, volumes=21, least_b=300.0, largest_b=3250.0, reach=1500.0)
     maps: ClassVar[tuple[MapSpec, ...]] = (
         *TENSOR_MAPS,
         MapSpec("mk", "Mean kurtosis", "arbitrary"),

@@ -106,7 +106,7 @@ class FreeWaterDTI(SignalModel):
 def _needs_prior(needs: Needs, gtab: GradientTable) -> bool:
     """Whether all weighted volumes that are used have about one b-value."""
     b = gtab.bvals[~gtab.is_b0 & (gtab.bvals <= needs.largest_b)]
-    return len(b) == 0 or float(b.max()) < 1.25 * float(b.min())
+    return len(b) == 0 or float(b.max()) < 1.6 * float(b.min())
 
 
 def _forms(gtab: GradientTable) -> tuple[Float[Tensor, "n 6"], Float[Tensor, " n"]]:

@@ -30,7 +30,9 @@ class MSDKI(SignalModel):
 
     label: ClassVar[str] = "msdki"
     citation: ClassVar[str] = "Henriques2019"
-    needs: ClassVar[Needs] = Needs(shells=2, directions=6, volumes=12, largest_b=3250.0, reach=1500.0, schemes=SHELLED)
+    needs: ClassVar[Needs] = Needs(
+        shells=2, directions=6, volumes=12, least_b=300.0, largest_b=3250.0, reach=1500.0, schemes=SHELLED
+    )
     maps: ClassVar[tuple[MapSpec, ...]] = (
         MapSpec("msd", "Mean-signal diffusivity", "mm^2/s"),
         MapSpec("msk", "Mean-signal kurtosis", "arbitrary"),

@@ -49,7 +49,9 @@ class NODDI(SignalModel):
 
     label: ClassVar[str] = "noddi"
     citation: ClassVar[str] = "Zhang2012"
-    needs: ClassVar[Needs] = Needs(shells=2, directions=12, volumes=24, reach=1500.0, schemes=("multi-shell",))
+    needs: ClassVar[Needs] = Needs(
+        shells=2, directions=12, volumes=24, least_b=300.0, reach=1500.0, schemes=("multi-shell",)
+    )
     recovers: ClassVar[float] = 1e-6
     maps: ClassVar[tuple[MapSpec, ...]] = (
         MapSpec("icvf", "Neurite density: share of tissue within neurites", "arbitrary"),
