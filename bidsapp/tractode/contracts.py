@@ -25,7 +25,8 @@ Orientations = ShField | TensorField | PeakField
 class MapSpec:
     """One map of a model: feeds its BIDS name, sidecar, report caption and law tests.
 
-    ``components`` is ``scalar``, ``tensor`` (rank 2, order xx xy xz yy yz zz), ``sh``, ``unit3vector`` or ``dec``.
+    ``components`` is ``scalar``, ``tensor`` (rank 2, order xx xy xz yy yz zz), ``sh``, ``unit3vector``,
+    ``3vector`` (its length a value) or ``dec``.
     ``invariant`` says whether the values stay the same when the head turns; ``is_norm`` that the map is 0 where something
     of several dimensions vanishes (an anisotropy), so that noise can only add to it; ``of_part`` that it is of one
     compartment, so that it does not read the diffusivity of the whole voxel.

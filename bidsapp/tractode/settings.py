@@ -77,6 +77,8 @@ class Settings:
         Files of response functions (one a tissue: white matter, grey matter, CSF), or those that the group level averaged.
     mtnormalise
         Whether the tissues of multi-tissue deconvolution are brought to one scale over the brain.
+    fixels
+        Whether peaks, integrals and dispersions of the lobes of orientation distributions are written.
     tracking
         Names of trackers; empty means ``--no-tracking``.
     n_seeds
@@ -160,6 +162,7 @@ class Settings:
     response: tuple[str, ...] = ()
     response_group: bool = False
     mtnormalise: bool = False
+    fixels: bool = False
     tracking: tuple[str, ...] = ("sdstream",)
     n_streamlines: int = 100_000
     n_seeds: int | None = None

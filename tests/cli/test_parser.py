@@ -88,6 +88,7 @@ SPELLINGS = [
     (["--response", __file__], "response", (__file__,)),
     (["--response-group"], "response_group", True),
     (["--mtnormalise"], "mtnormalise", True),
+    (["--fixels"], "fixels", True),
     (["--tracking", "sdstream"], "tracking", ("sdstream",)),
     (["--no-tracking"], "tracking", ()),
     (["--n-streamlines", "500"], "n_streamlines", 500),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,10 @@ from tractode.io.nifti import read_image, write_image
 from tractode.io.response import load_response, save_response
 from tractode.models import MODELS
 from tractode.models.tissue_response import tensor_responses
+from tractode.ops import sphere
+from tractode.ops import spherical_harmonics as sh
 from tractode.settings import Settings
+from tractode.simulate.signal import watson
 from tractode.workflows.group_responses import average_responses, group_file, response_files
 
 SHAPE = (6, 5, 4)
@@ -84,6 +90,7 @@ def test_several_tissues_with_given_responses(
     assert result.outputs["fod-sidecar"] == result.outputs["wm-sidecar"]
     assert Path(result.outputs["response-gm"]).name == f"{PREFIX}_model-msmtcsd_desc-gm_response.txt"
     assert "own_responses" not in result.facts
+    assert "peak" not in result.outputs, "fixels were not asked for"
     fod, _ = read_image(Path(result.outputs["fod"]), "x")
     assert fod.values.shape == (45, *SHAPE)
     assert not bool(fod.values[:, ~mask()].any())
@@ -119,7 +126,8 @@ def test_blocks_are_of_no_consequence(
 ) -> None:
     whole = fit(prepared, tmp_path / "a", "dti", monkeypatch).run().outputs.outputs
     monkeypatch.setattr(fitting, "SLAB", 7)
-    parts = fit(prepared, tmp_path / "b", "dti", monkeypatch).run().outputs.outputs
+    parts = fit(prepared, tmp_path / "b", "dti", monkeypatch, fixels=True).run().outputs.outputs
+    assert "peak" not in parts, "a tensor has no fixels"
     for spec in MODELS["dti"].maps:
         assert Path(whole[spec.param]).read_bytes() == Path(parts[spec.param]).read_bytes(), spec.param
 
@@ -138,6 +146,82 @@ def test_the_spread_of_every_map_is_written(
         content = json.loads(Path(result.outputs[f"{name}-sd-sidecar"]).read_text())
         assert content["Model"]["Parameters"]["UncertaintyMethod"] == "laplace"
     assert float(read_image(Path(result.outputs["fa-sd"]), "x")[0].values[0][mask()].median()) < 0.1
+
+
+def crossings(prepared: dict[str, str], affine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Puts two crossing fibres of known axes (RAS+; another pair in each voxel) and densities into the scan."""
+    n, gtab = int(mask().sum()), table_of_shells(BVALS, 60)
+    generator = torch.Generator().manual_seed(1)
+    first, other = torch.randn(2, n, 3, generator=generator, dtype=torch.float64)
+    first = first / first.norm(dim=-1, keepdim=True)
+    second = torch.linalg.cross(first, other)
+    axes = torch.stack([first, second / second.norm(dim=-1, keepdim=True)], 1)
+    shares = torch.tensor([0.6, 0.4], dtype=torch.float64)
+    factors = watson(torch.full((n, 2), 12.0, dtype=torch.float64), 8)[..., sh.degrees(8) // 2]
+    fod = (sh.basis(axes, 8) * factors * shares[:, None]).sum(1)
+    model = MODELS["msmt_csd"].with_responses(tensor_responses((0.0, *BVALS), 300.0), gtab)
+    signal = torch.zeros(len(gtab), *SHAPE)
+    signal[:, mask()] = model.predict(torch.cat([fod, fod.new_zeros(n, 2)], 1), gtab).mT.float()
+    write_image(Path(prepared["dwi"]), Image(ImageGrid(SHAPE, affine, "sub-01_dwi"), signal))
+    write_gradients(gtab, affine, Path(prepared["bval"]), Path(prepared["bvec"]))
+    return axes, shares
+
+
+@pytest.mark.parametrize("name", ["csd", "gqi"])
+def test_fixels_are_where_the_fibres_are(
+    prepared: dict[str, str],
+    responses: list[str],
+    tmp_path: Path,
+    oblique_affine: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    axes, shares = crossings(prepared, oblique_affine)
+    given = responses[:1] if name == "csd" else []
+    monkeypatch.setattr(fitting, "SLAB", 16)
+    result = fit(prepared, tmp_path / "out", name, monkeypatch, responses=given, fixels=True).run().outputs
+    label = MODELS[name].label
+    for param, n_volumes in {"peak": 9, "fixelafd": 3, "dispersion": 3, "nufo": 1}.items():
+        path = Path(result.outputs[param])
+        assert path.name == f"{PREFIX}_model-{label}_param-{param}_dwimap.nii.gz"
+        values = read_image(path, "x")[0].values
+        assert len(values) == n_volumes
+        assert not bool(values[:, ~mask()].any())
+    peaks = read_image(Path(result.outputs["peak"]), "x")[0].values[:, mask()].mT.unflatten(1, (3, 3)).double()
+    for k in range(2):
+        assert float(sphere.angle(peaks[:, k], axes[:, k]).max()) < math.radians(6 if name == "gqi" else 3), k
+    count = read_image(Path(result.outputs["nufo"]), "x")[0].values[0, mask()]
+    torch.testing.assert_close(count.long(), (peaks.norm(dim=-1) > 0).sum(-1))
+    if name != "gqi":
+        density = read_image(Path(result.outputs["fixelafd"]), "x")[0].values[:2, mask()].mT.double()
+        torch.testing.assert_close(density, shares.expand_as(density), rtol=0.1, atol=0.02)
+    content = json.loads(Path(result.outputs["peak-sidecar"]).read_text())
+    assert content["OrientationEncoding"]["Type"] == "3vector"
+    assert content["OrientationEncoding"]["Reference"] == "xyz"
+    assert content["Fixels"]["LeastPeak"] == (0.0875 if name == "gqi" else 0.1)
+    per_fixel = json.loads(Path(result.outputs["fixelafd-sidecar"]).read_text())
+    assert per_fixel["Fixels"]["Order"] == "largest integral first"
+    assert "OrientationEncoding" not in per_fixel
+    assert citations.reference(result.facts["sentences"][0][1])["doi"]
+
+
+@pytest.mark.reference
+@pytest.mark.skipif(shutil.which("sh2peaks") is None, reason="MRtrix3 is not installed")
+def test_the_same_peaks_as_sh2peaks(
+    prepared: dict[str, str],
+    responses: list[str],
+    tmp_path: Path,
+    oblique_affine: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crossings(prepared, oblique_affine)
+    found = fit(prepared, tmp_path / "out", "csd", monkeypatch, responses=responses[:1], fixels=True).run().outputs
+    theirs = tmp_path / "peaks.nii"
+    subprocess.run(["sh2peaks", "-quiet", "-num", "2", found.outputs["fod"], theirs], check=True)
+    expected = read_image(theirs, "x")[0].values[:, mask()].mT.unflatten(1, (2, 3))
+    ours = read_image(Path(found.outputs["peak"]), "x")[0].values[:6, mask()].mT.unflatten(1, (2, 3))
+    torch.testing.assert_close(ours.norm(dim=-1), expected.norm(dim=-1), rtol=1e-3, atol=0.0)
+    assert float(sphere.angle(ours, expected).max()) < math.radians(0.5)
 
 
 def test_a_model_that_the_data_cannot_support_is_refused(

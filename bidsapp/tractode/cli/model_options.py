@@ -64,6 +64,13 @@ def add_models(add: Callable[..., Any], models: tuple[str, ...]) -> None:
         action="store_true",
         help="bring the tissues of multi-tissue deconvolution to one scale over the brain; these maps are then followed",
     )
+    add(
+        "--fixels",
+        dest="fixels",
+        action="store_true",
+        help="the lobes of every orientation distribution as maps: up to three peaks a voxel, the fibre density and dispersion "
+        "of each, and their number",
+    )
 
 
 def model_entry(text: str) -> str:
@@ -94,6 +101,15 @@ def check_models(values: dict[str, Any], asked: frozenset[str], notes: list[str]
             notes.append(f"--{name.replace('_', '-')} is for csd and msmt_csd and has no effect here.")
     if values.get("mtnormalise") and "msmt_csd" not in models:
         notes.append("--mtnormalise is for msmt_csd and has no effect here.")
+    if values.get("fixels") and not _any_orientations(models):
+        notes.append("--fixels is for models of orientations and has no effect here.")
+
+
+def _any_orientations(models: tuple[str, ...]) -> bool:
+    from tractode.contracts import OrientationModel
+    from tractode.models import MODELS
+
+    return any(issubclass(MODELS[name], OrientationModel) for name in models)
 
 
 def _conflict(found: str, fix: str) -> NoReturn:

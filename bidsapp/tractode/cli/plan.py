@@ -171,7 +171,7 @@ def _plan_run(participant: Any, run: Any, settings: Settings) -> RunPlan:
 def _read_facts(run: Any, settings: Settings) -> dict[str, Any]:
     from tractode.models import MODELS
     from tractode.workflows.eligibility import choose, read_table
-    from tractode.workflows.memory import components_of, step_memory_gb
+    from tractode.workflows.memory import components_of, fixel_components_of, step_memory_gb
     from tractode.workflows.preprocessing import outlook
 
     shape, voxel_sizes, gtab = read_table(run, settings)
@@ -180,6 +180,7 @@ def _read_facts(run: Any, settings: Settings) -> dict[str, Any]:
     n_tracts = len(settings.tracking) * (1 + len(settings.output_spaces)) * len(settings.tractogram_formats)
     n_tracts += len(settings.tracking) * settings.encode_bundles
     n_maps = sum(sum(components_of(MODELS[name])) for name in choice.models) * (1 + len(settings.output_spaces))
+    n_maps += settings.fixels * sum(sum(fixel_components_of(MODELS[name])) for name in choice.models)
     return {
         "preprocessing": outlook(run, gtab, settings),
         "shape": shape,

@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tractode.contracts import SignalModel
+from tractode.contracts import OrientationModel, SignalModel
 from tractode.fields import GradientTable, Image, ImageGrid
 from tractode.io.gradients import GradientPolicy, parse_gradients, to_table
 from tractode.io.masked_series import MaskedSeries
 from tractode.io.nifti import write_volumes
 from tractode.models import uncertainty
+from tractode.models.fixels import fixel_maps
 
 #: Voxels that are fitted at a time; a multiple of every tile size, so that results do not depend on it.
 SLAB = 1 << 16
@@ -68,13 +69,21 @@ def fit_blocks(
     device: str = "cpu",
     method: Literal["none", "laplace", "bootstrap"] = "none",
     seed: int = 0,
+    fixels: bool = False,
 ) -> tuple[MaskedMaps, MaskedMaps]:
-    """Every map of the model, and where ``method`` is not ``none`` their standard deviations (`tractode.models.uncertainty`)."""
+    """Every map of the model, and where ``method`` is not ``none`` their standard deviations (`tractode.models.uncertainty`).
+
+    With ``fixels`` those of `tractode.models.fixels` are among the maps, if the model is one of orientations.
+    """
     maps, spread = MaskedMaps(grid, series.index), MaskedMaps(grid, series.index)
     for which, block in series.blocks(SLAB):
         signal = block.to(device)
         with torch.no_grad():
-            maps.put(which, model.to_maps(model.fit(signal, gtab)))
+            params = model.fit(signal, gtab)
+            maps.put(which, model.to_maps(params))
+            if fixels and isinstance(model, OrientationModel):
+                maps.put(which, fixel_maps(model, params))
+            del params
         if method != "none":
             # Draws are shared by all voxels: the same seed for every block makes blocks of no consequence.
             generator = torch.Generator().manual_seed(seed)

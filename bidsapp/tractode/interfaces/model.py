@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,7 +23,7 @@ from tractode.io.masked_series import MaskedSeries, masked_series
 from tractode.io.nifti import read_image
 from tractode.io.notes import warning
 from tractode.io.response import save_response
-from tractode.models import MODELS, uncertainty
+from tractode.models import MODELS, fixels, uncertainty
 from tractode.reports import figures_models
 
 __all__ = ["FEW_ENOUGH", "SLAB", "FitModel"]
@@ -32,6 +33,10 @@ _SENTENCES = {
     "laplace": ("Standard deviations of the maps were found from the derivatives of the fits", "koay2007"),
     "bootstrap": ("Standard deviations of the maps were found by a bootstrap of the fits' residuals", "chung2006"),
 }
+_FIXELS = (
+    "Lobes of the orientation distributions were told apart as fixels, each with its peak, its integral and its dispersion",
+    "raffelt2012afd",
+)
 
 
 class FitModelInputSpec(StepInputSpec):
@@ -43,10 +48,14 @@ class FitModelInputSpec(StepInputSpec):
     left_out = traits.Dict({}, usedefault=True, desc="other models that were wished for: why they were not taken")
     uncertainty = traits.Enum("none", "laplace", "bootstrap", usedefault=True)
     responses = traits.List(traits.Str, [], usedefault=True, desc="response files instead of the scan's own")
+    fixels = traits.Bool(False, usedefault=True, desc="whether a model of orientations gives its fixels too")
 
 
 class FitModel(Step):
-    """Roles: one for each map of the model, named by its ``param``; ``fod``, that of orientations; ``<param>-sd`` of their spread."""
+    """Roles: one for each map of the model, named by its ``param``; ``fod``, that of orientations; ``<param>-sd`` of their spread.
+
+    With ``fixels`` also ``peak``, ``fixelafd``, ``dispersion`` and ``nufo``.
+    """
 
     input_spec: ClassVar[type] = FitModelInputSpec
 
@@ -60,7 +69,9 @@ class FitModel(Step):
             "device": self.inputs.job.device.partition(":")[0],
             "uncertainty": self.inputs.uncertainty,
             "seed": self.inputs.job.random_seed if self.inputs.uncertainty != "none" else None,
-        } | ({"refused": self.inputs.refused} if self.inputs.refused else {})
+            **({"refused": self.inputs.refused} if self.inputs.refused else {}),
+            **({"fixels": True} if self.inputs.fixels else {}),
+        }
 
     def compute(self, writer: StepWriter) -> None:
         run, job = self.inputs.run, self.inputs.job
@@ -72,10 +83,18 @@ class FitModel(Step):
             method = self._method(writer, kind, gtab)
             model = self._model(kind, series, gtab)
             maps, spread = fit_blocks(
-                model, series, gtab, mask.grid, device=job.device, method=method, seed=job.random_seed
+                model,
+                series,
+                gtab,
+                mask.grid,
+                device=job.device,
+                method=method,
+                seed=job.random_seed,
+                fixels=self.inputs.fixels,
             )
         facts = model.facts()
         self._write_maps(writer, kind, maps, facts)
+        self._write_fixels(writer, model, maps, facts)
         self._write_responses(writer, model)
         if method != "none":
             self._write_spread(writer, kind, spread, facts, method)
@@ -143,6 +162,13 @@ class FitModel(Step):
             writer.roles["fod"] = writer.roles[f"{harmonics}"]
             writer.roles["fod-sidecar"] = writer.roles[f"{harmonics}-sidecar"]
 
+    def _write_fixels(self, writer: StepWriter, model: SignalModel, maps: MaskedMaps, facts: dict[str, Any]) -> None:
+        if not self.inputs.fixels or not isinstance(model, OrientationModel):
+            return
+        for spec in fixels.SPECS:
+            self._write(writer, type(model), spec, maps, facts, spec.param, more=fixels.facts(model, spec.param))
+        writer.facts["sentences"] = [list(_FIXELS)]
+
     def _write_spread(
         self, writer: StepWriter, kind: type[SignalModel], spread: MaskedMaps, facts: dict[str, Any], method: str
     ) -> None:
@@ -160,8 +186,9 @@ class FitModel(Step):
         facts: dict[str, Any],
         role: str,
         desc: str | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
-        """A map and its sidecar."""
+        """A map and its sidecar, in which ``more`` is said too."""
         content = sidecar.map_sidecar(
             spec, kind.label, {k: v for k, v in facts.items() if k != "ResponseFunction"},
             [Path(self.inputs.prepared["dwi"])], None,
@@ -171,4 +198,6 @@ class FitModel(Step):
         name = {"datatype": "dwi", "model": kind.label, "param": spec.param, "suffix": "dwimap"}
         entities = self.inputs.run.entities | ({"desc": desc} if desc else {})
         writer.write(role, derivative(entities, extension=".nii.gz", **name), partial(maps.write, name=spec.param))
-        writer.write_json(f"{role}-sidecar", derivative(entities, extension=".json", **name), content)
+        writer.write_json(
+            f"{role}-sidecar", derivative(entities, extension=".json", **name), {**content, **(more or {})}
+        )

@@ -9,6 +9,7 @@ over peak as the lobe's spread), as MRtrix3's ``fod2fixel -afd -peak_amp -disp``
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,11 +21,32 @@ from tractode.ops import spherical_harmonics as sh
 from tractode.ops.lobes import lobes_of
 from tractode.ops.peaks import find_peaks, pad_to_lanes
 
+#: Fixels of a voxel that are kept as maps.
+MOST = 3
+_ORDERED = "One fixel after another, that of the largest integral first; 0 where there is none"
 SPECS = (
-    MapSpec("afd", "Apparent fibre density: the integral of each lobe over the sphere, largest first", "arbitrary"),
-    MapSpec("peak", "Amplitude of each lobe at its peak", "arbitrary"),
-    MapSpec("dispersion", "Integral of each lobe over its peak: the solid angle that it fills", "sr"),
+    MapSpec(
+        "peak",
+        f"Peak of each fixel (lobe of the orientation distribution): x, y, z of its direction times its amplitude. {_ORDERED}",
+        "arbitrary",
+        components="3vector",
+        invariant=False,
+    ),
+    MapSpec(
+        "fixelafd",
+        f"Integral of each fixel over the sphere (apparent fibre density of an FOD). {_ORDERED}",
+        "arbitrary",
+    ),
+    MapSpec(
+        "dispersion",
+        f"Integral of each fixel over its peak's amplitude: the solid angle that it fills. {_ORDERED}",
+        "sr",
+    ),
+    MapSpec("nufo", f"Number of fixels, at most {MOST}", ""),
 )
+#: Volumes of each of them.
+VOLUMES = {"peak": 3 * MOST, "fixelafd": MOST, "dispersion": MOST, "nufo": 1}
+_LEAST_PEAK = 0.1  # of a response's density, as in MRtrix3
 _TILE = 8192
 
 
@@ -52,6 +74,39 @@ def fixels(
     """
     with torch.no_grad():
         return fixels_of_harmonics(model.to_sh(params, order), order, n, least_peak)
+
+
+def fixel_maps(model: OrientationModel, params: Float[Tensor, "v p"]) -> dict[str, Float[Tensor, "v _"]]:
+    """The maps of `SPECS`; lobes whose peak is below `least_peak` are left out. dtype and device follow the parameters."""
+    found = fixels(model, params, MOST, least_peak(model))
+    return {
+        "peak": (found.peaks * found.amplitude[..., None]).flatten(1),
+        "fixelafd": found.afd,
+        "dispersion": found.dispersion,
+        "nufo": (found.amplitude > 0).sum(-1, keepdim=True).to(params),
+    }
+
+
+def least_peak(model: OrientationModel) -> float:
+    """The amplitude at which trackers stop in the model's map, below which a lobe is no fixel."""
+    return _LEAST_PEAK if model.cutoff is None else model.cutoff
+
+
+def facts(model: OrientationModel, param: str) -> dict[str, Any]:
+    """How a map's volumes are to be read, as plain data for its sidecar; nothing for the number of fixels."""
+    if param == "nufo":
+        return {}
+    per_fixel = VOLUMES[param] // MOST
+    return {
+        "Fixels": {
+            "Axis": 3,
+            "MostPerVoxel": MOST,
+            "VolumesPerFixel": per_fixel,
+            "Order": "largest integral first",
+            "LeastPeak": least_peak(model),
+            "DOI": "10.1016/j.neuroimage.2012.11.049",
+        }
+    }
 
 
 def fixels_of_harmonics(coefficients: Float[Tensor, "v l"], order: int, n: int, least_peak: float) -> FixelMaps:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tractode.contracts import SignalModel
+from tractode.contracts import OrientationModel, SignalModel
 from tractode.interfaces.model import FEW_ENOUGH, SLAB
 from tractode.io.masked_series import IN_MEMORY
 from tractode.models import MODELS
+from tractode.models.fixels import VOLUMES
 from tractode.settings import Settings
 
 _GIB = 2**30
@@ -44,11 +45,13 @@ def step_memory_gb(
     if settings.refine_orientations or settings.sensitivity or settings.streamline_weights == "signal":
         steps["what looks at signal and streamlines together"] = _WORKER_GB + 2 * scan + 2 * fods + 1.0
     for name in models:
-        steps[f"fitting {name}"] = fit_memory_gb(shape, MODELS[name], settings.uncertainty)
+        steps[f"fitting {name}"] = fit_memory_gb(shape, MODELS[name], settings.uncertainty, settings.fixels)
     return steps
 
 
-def fit_memory_gb(shape: Sequence[int], kind: type[SignalModel], uncertainty: str = "none") -> float:
+def fit_memory_gb(
+    shape: Sequence[int], kind: type[SignalModel], uncertainty: str = "none", fixels: bool = False
+) -> float:
     """GiB of fitting one model slab by slab: what is kept of the series, a slab at work, and the maps."""
     n_voxels, n_volumes = math.prod(shape[:3]), shape[3] if len(shape) > 3 else 1
     brain = _BRAIN * n_voxels
@@ -57,6 +60,9 @@ def fit_memory_gb(shape: Sequence[int], kind: type[SignalModel], uncertainty: st
     learned = min(brain, FEW_ENOUGH) * n_volumes * 4 * 4 if _learns(kind) else 0
     components = components_of(kind)
     maps = brain * 4 * (sum(components) * (1 if uncertainty == "none" else 1.5)) + 2 * n_voxels * 4 * max(components)
+    if fixels:
+        components = [*components, *fixel_components_of(kind)]
+        maps += brain * 4 * sum(fixel_components_of(kind))
     slab = min(brain, SLAB) * (n_volumes * 4 * 4 + sum(components) * 4 * 3)
     if uncertainty != "none":
         slab += min(brain, SLAB) * sum(components) * 4 * _BOOTSTRAP
@@ -66,6 +72,11 @@ def fit_memory_gb(shape: Sequence[int], kind: type[SignalModel], uncertainty: st
 def components_of(kind: type[SignalModel]) -> list[int]:
     """The number of volumes of each map of a model."""
     return [_COMPONENTS.get(spec.components, 1) for spec in kind.maps]
+
+
+def fixel_components_of(kind: type[SignalModel]) -> list[int]:
+    """The number of volumes of each map of its fixels, if it is a model of orientations."""
+    return list(VOLUMES.values()) if issubclass(kind, OrientationModel) else []
 
 
 def _learns(kind: type[SignalModel]) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from nipype.pipeline import engine as pe
 
 from tractode.bids.query import DwiRun
+from tractode.contracts import OrientationModel
 from tractode.interfaces.model import FitModel
 from tractode.interfaces.step import Step
 from tractode.models import MODELS
@@ -64,11 +65,14 @@ def model_nodes(
         kind = MODELS[name]
         step = FitModel(
             run=run, model=name, reason=choice.reasons[name], uncertainty=settings.uncertainty,
+            fixels=settings.fixels and issubclass(kind, OrientationModel),
             refused=choice.reasons[name].removeprefix("refused: ") if name in choice.refused else "",
             left_out={} if nodes else choice.passed_over,
             responses=response_files(settings, kind.label) if hasattr(kind, "with_responses") else [],
         )  # fmt: skip
-        memory = fit_memory_gb(choice.shape, kind, settings.uncertainty) if choice.shape else _MEMORY_GB
+        memory = (
+            fit_memory_gb(choice.shape, kind, settings.uncertainty, settings.fixels) if choice.shape else _MEMORY_GB
+        )
         nodes[name] = make(step, f"{run.name}_fit-{name}", run.name, round(memory, 2))
         workflow.connect(prepared, "outputs", nodes[name], "prepared")
     if not settings.mtnormalise or _MULTI_TISSUE not in nodes:
