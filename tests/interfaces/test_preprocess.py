@@ -309,3 +309,15 @@ def test_numbers_that_are_none_are_na() -> None:
     text = table([{"a": 1, "b": math.nan}, {"a": 0.25, "c": "x"}])
     assert text.splitlines() == ["a\tb\tc", "1\tn/a\tn/a", "0.25\tn/a\tx"]
     assert dictionary("image_qc", ["CNR2_mean"])["CNR2_mean"] == load("quality")["image_qc"]["CNR_mean"]
+
+
+def test_a_step_that_one_of_the_joined_runs_lacks_is_told() -> None:
+    first, second = Steps(), Steps()
+    first.did("denoising", "MP-PCA")
+    first.did("motion", "every volume registered")
+    second.did("denoising", "MP-PCA")
+    second.left("motion", "too few volumes")
+    first.add_others([("sub-01_run-2", second)])
+    assert first.records["denoising"] == {"done": True, "why": "MP-PCA"}
+    assert not first.records["motion"]["done"]
+    assert "sub-01_run-2: too few volumes" in first.records["motion"]["why"]

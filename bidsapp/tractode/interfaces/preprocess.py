@@ -6,7 +6,8 @@ that undoes these and the susceptibility, then the coils' shading. Every step ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,6 +55,16 @@ class Steps:
 
     def left(self, name: str, why: str) -> None:
         self.records[name] = {"done": False, "why": why}
+
+    def add_others(self, others: Sequence[tuple[str, Steps]]) -> None:
+        """What became of the steps of runs that are joined with this one, where it differs: in words, and not done if in any it was not."""
+        for name, record in list(self.records.items()):
+            apart = [(run, steps.records[name]) for run, steps in others if name in steps.records]
+            apart = [(run, one) for run, one in apart if (one["done"], one["why"]) != (record["done"], record["why"])]
+            if apart:
+                said = "; ".join([record["why"], *(f"{run}: {one['why']}" for run, one in apart)])
+                done = record["done"] and all(one["done"] for _, one in apart)
+                self.records[name] = {**record, "done": done, "why": said}
 
     def wants(self, name: str, answer: str, done_by: str, why_not: str | None) -> bool:
         """Whether to go on with a step; what it lacks is an error if it was asked for outright."""
@@ -134,13 +145,13 @@ def slice_axis_of(metadata: Mapping[str, Any]) -> int:
 
 def clean(part: Part, plan: PreprocessPlan, device: str) -> None:
     """Noise and ringing removed, where they are to be."""
-    wanted = plan.unring != OFF and not part.run.done_by
+    wanted = (plan.unring != OFF or plan.denoise != OFF) and not part.run.done_by
     filled = zero_filled_axes(part.scan.signal, part.slice_axis) if wanted else ()
-    _denoise(part, plan, device)
+    _denoise(part, plan, device, filled)
     _unring(part, plan, device, filled)
 
 
-def _denoise(part: Part, plan: PreprocessPlan, device: str) -> None:
+def _denoise(part: Part, plan: PreprocessPlan, device: str, filled: tuple[int, ...]) -> None:
     steps, scan = part.steps, part.scan
     lack = denoise.why_not(len(scan.gtab))
     if lack is None and min(scan.grid.shape) < 5:
@@ -161,7 +172,8 @@ def _denoise(part: Part, plan: PreprocessPlan, device: str) -> None:
     steps.did(
         "denoising",
         f"MP-PCA; noise of {sigma:.4g} (median in the brain), b=0 signal {snr:.1f} times that, {rank:.0f} components kept of "
-        f"{len(scan.gtab)}",
+        f"{len(scan.gtab)}"
+        + ("; the slices were interpolated, so that neighbours share their noise: it is more than this" if filled else ""),
         method="MP-PCA", noise_median=_plain(sigma), snr_b0=_plain(snr), components_median=_plain(rank),
     )  # fmt: skip
 
@@ -214,7 +226,10 @@ def find_motion(part: Part, plan: PreprocessPlan, device: str, hz: Float[Tensor,
     settings = settings.sloppy() if plan.sloppy else settings
     moved = DWI(scan.grid, scan.signal.to(device), scan.gtab, scan.mask.to(device))
     field_hz = None if hz is None else hz.to(device)
-    estimate = steps.tried("motion", plan.motion, lambda: correct_motion(moved, part.encoding, settings, hz=field_hz))
+    with _one_thread():
+        estimate = steps.tried(
+            "motion", plan.motion, lambda: correct_motion(moved, part.encoding, settings, hz=field_hz)
+        )
     if estimate is None:
         _no_outliers(part, plan)
         return
@@ -235,6 +250,17 @@ def find_motion(part: Part, plan: PreprocessPlan, device: str, hz: Float[Tensor,
 def _no_outliers(part: Part, plan: PreprocessPlan) -> None:
     if part.steps.wants("outliers", "auto" if plan.outliers != OFF else OFF, part.run.done_by, None):
         part.steps.left("outliers", "lost slices are found together with motion, which was not corrected")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Long float32 sums round differently for other numbers of threads, and a search goes on from what it found."""
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n)
 
 
 def _tell_outliers(part: Part, plan: PreprocessPlan) -> None:

@@ -184,6 +184,7 @@ class PrepareDwi(Step):
         joined, factors = merge.merged(series)
         names = ", ".join(part.run.name for part in parts)
         said = ", ".join(f"{factor:.3f}" for factor in factors)
+        steps.add_others([(part.run.name, part.steps) for part in parts[1:]])
         steps.did("combining", f"{names}; brightness multiplied by {said}", factors=[round(f, 5) for f in factors])
         return joined, steps
 
