@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from tractode.contracts import MapSpec, OrientationModel
-from tractode.errors import InputDataError
+from tractode.contracts import MapSpec
 from tractode.fields import GradientTable
-from tractode.fields.needs import SHELLED, Needs
 from tractode.models import odf
 from tractode.ops import least_squares
 from tractode.ops import spherical_harmonics as sh
@@ -29,16 +27,11 @@ _B_SCALE = 1000.0  # D in µm²/ms: its logarithm is then near 0
 
 
 @dataclass(frozen=True)
-class CSA(OrientationModel):
+class CSA(odf.ShellOdf):
     """Parameters: ln S0, then SH coefficients of ln D(u), D in µm²/ms along each direction."""
-
-    order: int = 8
-    smooth: float = 0.006
 
     label: ClassVar[str] = "csa"
     citation: ClassVar[str] = "Aganj2010"
-    needs: ClassVar[Needs] = Needs(directions=15, volumes=15, least_b=500.0, schemes=SHELLED)
-    recovers: ClassVar[float] = 2e-2  # the regularisation
     maps: ClassVar[tuple[MapSpec, ...]] = (
         MapSpec(
             "odf",
@@ -51,20 +44,6 @@ class CSA(OrientationModel):
         MapSpec("s0", "Signal without diffusion weighting", "arbitrary"),
     )
 
-    def facts(self) -> dict[str, Any]:
-        return {"Order": self.order, "LaplaceBeltrami": self.smooth}
-
-    def explains(self, gtab: GradientTable) -> Int[Tensor, " m"]:
-        return odf.with_b0(gtab, self._shell(gtab))
-
-    def _shell(self, gtab: GradientTable) -> Int[Tensor, " m"]:
-        reason, shell = self.why_not(gtab), odf.chosen_shell(gtab, self.needs)
-        if reason or shell is None:
-            raise InputDataError(
-                reason or "No shell", id="E-CSA-TABLE", needed="b=0 and a shell of at least 15 directions"
-            )
-        return shell
-
     def predict(self, params: Float[Tensor, "v p"], gtab: GradientTable) -> Float[Tensor, "v n"]:
         """``S0 exp(−b D(u))`` at any b-value: the decay with one exponential that the method rests on."""
         gtab = gtab.to(params)
@@ -72,7 +51,7 @@ class CSA(OrientationModel):
         return (params[:, :1] - gtab.bvals / _B_SCALE * profile).exp()
 
     def fit(self, signal: Float[Tensor, "v n"], gtab: GradientTable) -> Float[Tensor, "v p"]:
-        shell = self._shell(gtab)
+        shell = self.shell(gtab)
         inverse = odf.harmonic_fit(gtab.bvecs[shell], self.order, self.smooth).to(signal.device)
         b = gtab.bvals[shell].to(signal.device, torch.float64) / _B_SCALE
         used = torch.cat([shell, gtab.is_b0.nonzero().ravel().to(shell)]).to(signal.device)

@@ -7,18 +7,47 @@ doi:10.1002/mrm.21277. Generalised fractional anisotropy: Tuch, *Q-ball imaging*
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tractode.contracts import OrientationModel
 from tractode.errors import InputDataError
 from tractode.fields import GradientTable
-from tractode.fields.needs import Needs
+from tractode.fields.needs import SHELLED, Needs
 from tractode.ops import sphere
 from tractode.ops import spherical_harmonics as sh
 
 UNIT_INTEGRAL = 1 / math.sqrt(4 * math.pi)  # the first coefficient of a function that integrates to 1
+
+
+@dataclass(frozen=True)
+class ShellOdf(OrientationModel):
+    """A model of one shell by harmonics up to ``order``, with Laplace–Beltrami regularisation of weight ``smooth``."""
+
+    order: int = 8
+    smooth: float = 0.006
+
+    needs: ClassVar[Needs] = Needs(directions=15, volumes=15, least_b=500.0, schemes=SHELLED)
+    recovers: ClassVar[float] = 2e-2  # the regularisation
+
+    def facts(self) -> dict[str, Any]:
+        return {"Order": self.order, "LaplaceBeltrami": self.smooth}
+
+    def explains(self, gtab: GradientTable) -> Int[Tensor, " m"]:
+        return with_b0(gtab, self.shell(gtab))
+
+    def shell(self, gtab: GradientTable) -> Int[Tensor, " m"]:
+        """Volumes of the shell that is fitted; raises `InputDataError` (E-ODF-TABLE) where the table has none that does."""
+        reason, shell = self.why_not(gtab), chosen_shell(gtab, self.needs)
+        if reason or shell is None:
+            raise InputDataError(
+                reason or "No shell", id="E-ODF-TABLE", needed="b=0 and a shell of at least 15 directions"
+            )
+        return shell
 
 
 def chosen_shell(gtab: GradientTable, needs: Needs) -> Int[Tensor, " m"] | None:

@@ -9,32 +9,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from tractode.contracts import MapSpec, OrientationModel
-from tractode.errors import InputDataError
+from tractode.contracts import MapSpec
 from tractode.fields import GradientTable
-from tractode.fields.needs import SHELLED, Needs
 from tractode.models import odf
 from tractode.ops import least_squares
 from tractode.ops import spherical_harmonics as sh
 
 
 @dataclass(frozen=True)
-class QBall(OrientationModel):
+class QBall(odf.ShellOdf):
     """Parameters: S0, then SH coefficients of the shell's signal."""
-
-    order: int = 8
-    smooth: float = 0.006
 
     label: ClassVar[str] = "qball"
     citation: ClassVar[str] = "Descoteaux2007"
-    needs: ClassVar[Needs] = Needs(directions=15, volumes=15, least_b=500.0, schemes=SHELLED)
-    recovers: ClassVar[float] = 2e-2  # the regularisation
     cutoff: ClassVar[float | None] = 0.0875  # a tenth above the uniform distribution
     maps: ClassVar[tuple[MapSpec, ...]] = (
         MapSpec(
@@ -48,20 +41,6 @@ class QBall(OrientationModel):
         MapSpec("s0", "Signal without diffusion weighting", "arbitrary"),
     )
 
-    def facts(self) -> dict[str, Any]:
-        return {"Order": self.order, "LaplaceBeltrami": self.smooth}
-
-    def explains(self, gtab: GradientTable) -> Int[Tensor, " m"]:
-        return odf.with_b0(gtab, self._shell(gtab))
-
-    def _shell(self, gtab: GradientTable) -> Int[Tensor, " m"]:
-        reason, shell = self.why_not(gtab), odf.chosen_shell(gtab, self.needs)
-        if reason or shell is None:
-            raise InputDataError(
-                reason or "No shell", id="E-QBALL-TABLE", needed="b=0 and a shell of at least 15 directions"
-            )
-        return shell
-
     def predict(self, params: Float[Tensor, "v p"], gtab: GradientTable) -> Float[Tensor, "v n"]:
         """The signals of the shell that was fitted and of b=0; other shells cannot be predicted (E-ODF-SHELL)."""
         shell = odf.only_shell(gtab)
@@ -71,7 +50,7 @@ class QBall(OrientationModel):
         return torch.cat([amplitudes, params[:, :1].expand(-1, len(b0))], dim=-1)[:, place]
 
     def fit(self, signal: Float[Tensor, "v n"], gtab: GradientTable) -> Float[Tensor, "v p"]:
-        shell = self._shell(gtab)
+        shell = self.shell(gtab)
         inverse = odf.harmonic_fit(gtab.bvecs[shell], self.order, self.smooth).to(signal.device)
         b0 = gtab.is_b0.nonzero().ravel().to(shell)
         whole = inverse.new_zeros(1 + len(inverse), len(gtab))
