@@ -37,9 +37,9 @@ def test_defaults_do_everything_that_the_data_support() -> None:
 @pytest.mark.parametrize(
     ("run", "settings", "n", "says", "not_says"),
     [
-        (RUN, SETTINGS, 30, "denoising, unringing, motion, bias", "no "),
-        (RUN, replace(SETTINGS, unring="none", bias="none"), 30, "denoising, motion", "unringing"),
-        (RUN, SETTINGS, 3, "no motion: motion is found from what a volume has in common with others", "none,"),
+        (RUN, SETTINGS, 30, "denoising, unringing, motion and eddy currents, lost slices, coil shading", "no "),
+        (RUN, replace(SETTINGS, unring="none", bias="none"), 30, "denoising, motion and eddy", "unringing"),
+        (RUN, SETTINGS, 3, "no motion and eddy currents: motion is found from what a volume has in common with others", "none,"),
         (
             replace(RUN, done_by="QSIPrep 1.0"),
             SETTINGS,

@@ -132,7 +132,9 @@ class Correction:
     def __str__(self) -> str:
         images = ", ".join(path.name for path in self.paths)
         said = "; ".join(text for text in (self.reason, self.link) if text)
-        return f"{'not corrected' if self.kind == 'none' else f'corrected by {self.kind}'}: {images}{' ' if images else ''}({said})"
+        if self.kind == "none":
+            return f"not corrected: {said}"
+        return f"corrected by {self.kind}: {images} ({said})"
 
     @property
     def paths(self) -> tuple[Path, ...]:

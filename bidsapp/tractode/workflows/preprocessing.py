@@ -50,10 +50,12 @@ def outlook(run: DwiRun, gtab: GradientTable, settings: Settings) -> str:
     lacks = {
         "denoising": (plan.denoise, denoise.why_not(len(gtab))),
         "unringing": (plan.unring, None),
-        "motion": (plan.motion, motion.why_not(gtab)),
-        "bias": (plan.bias, None),
+        "motion and eddy currents": (plan.motion, motion.why_not(gtab)),
+        "coil shading": (plan.bias, None),
     }
     done = [name for name, (answer, lack) in lacks.items() if answer != "none" and lack is None]
+    if "motion and eddy currents" in done and plan.outliers != "none":
+        done.insert(done.index("motion and eddy currents") + 1, "lost slices")
     left = [f"no {name}: {lack}" for name, (answer, lack) in lacks.items() if answer != "none" and lack is not None]
     joined = [f"{len(run.parts)} runs combined"] if run.parts else []
     return "; ".join([", ".join([*joined, *done]) or "none", *left])
