@@ -28,18 +28,19 @@ from measure import meta, watch
 SHAPE, N_DIRECTIONS, N_B0, BVALS = (145, 174, 145), 90, 18, (1000.0, 2000.0, 3000.0)
 LIMIT_GB = 8.0
 PREPARE = "prepare"
+DEFAULT = [PREPARE, "dti", "dki", "msmt_csd", "csd", "noddi"]
 SIGNALS = 512  # different voxels; noise makes each its own
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["prepare", "dti", "dki", "msmt_csd", "csd"],
+    parser.add_argument("--models", nargs="+", default=DEFAULT,
         help="names of models; prepare: reading and checking the scan, which is preprocessed",
     )  # fmt: skip
     parser.add_argument("--shape", type=int, nargs=3, default=SHAPE)
     parser.add_argument("--directions", type=int, default=N_DIRECTIONS, help="of each shell")
     parser.add_argument("--uncertainty", default="none")
-    parser.add_argument("--work", type=Path)
+    parser.add_argument("--work", type=Path, help="where the scan lies (4 GB); one that was made there is used again")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--fit", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -49,17 +50,46 @@ def main() -> int:
             fit(work, arguments.fit, arguments.uncertainty)
             return 0
         work.mkdir(parents=True, exist_ok=True)
-        facts = make_scan(work, tuple(arguments.shape), arguments.directions)
-        result = {"limit_gb": LIMIT_GB, "scan": facts, "fits": {}}
-        for name in arguments.models:
+        facts = scan(work, tuple(arguments.shape), arguments.directions)
+        result: dict[str, Any] = {"limit_gb": LIMIT_GB, "scan": facts, "fits": {}}
+        for number, name in enumerate(arguments.models, start=1):
             result["fits"][name] = measured(work, name, facts, arguments.uncertainty)
-    result["worst_gb"] = max(entry["peak_gb"] for entry in result["fits"].values())
-    result["meta"] = meta("python benchmarks/models_memory.py")
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+            print(name, result["fits"][name], file=sys.stderr, flush=True)
+            save(result, arguments, arguments.models[:number])
+    print(json.dumps(result, indent=2))
     return 0
+
+
+def save(result: dict[str, Any], arguments: argparse.Namespace, models: list[str]) -> None:
+    """After every step: a step takes minutes, and what was measured before it stands."""
+    result["worst_gb"] = max(entry["peak_gb"] for entry in result["fits"].values())
+    result["meta"] = meta(command(arguments, models))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def command(arguments: argparse.Namespace, models: list[str]) -> str:
+    """What was asked for beyond the defaults; where the scan lay and the result went is nobody's concern."""
+    said = "python benchmarks/models_memory.py"
+    if models != DEFAULT:
+        said += f" --models {' '.join(models)}"
+    if tuple(arguments.shape) != SHAPE:
+        said += f" --shape {' '.join(str(n) for n in arguments.shape)}"
+    if arguments.directions != N_DIRECTIONS:
+        said += f" --directions {arguments.directions}"
+    return said if arguments.uncertainty == "none" else f"{said} --uncertainty {arguments.uncertainty}"
+
+
+def scan(work: Path, shape: tuple[int, ...], n_directions: int) -> dict[str, Any]:
+    """The scan's facts; it is made unless one of that size lies there whole."""
+    known = work / "scan.json"
+    if known.exists():
+        facts: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))
+        if facts["shape"] == list(shape) and facts["n_volumes"] == N_B0 + len(BVALS) * n_directions:
+            return facts
+    facts = make_scan(work, shape, n_directions)
+    known.write_text(json.dumps(facts), encoding="utf-8")
+    return facts
 
 
 def measured(work: Path, name: str, facts: dict[str, Any], uncertainty: str) -> dict[str, Any]:
