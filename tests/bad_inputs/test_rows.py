@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import re
-import sys
-from pathlib import Path
 
 import pytest
+from tests.bad_inputs import corpus
 
 from tractode.errors import TractodeError
 from tractode.io.dwi import IngestPolicy, read_dwi
 from tractode.io.nifti import read_volume
 
-
-def _load_corpus():
-    # importlib mode puts no test folder on the path.
-    spec = importlib.util.spec_from_file_location("bad_inputs_corpus", Path(__file__).with_name("corpus.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-corpus = _load_corpus()
 # G21 itself is the gradient check's, G25 the motion correction's; the provenance stage of G22 is tested in tests/io.
 ELSEWHERE = {"G22", "G25"}
 
@@ -90,8 +77,8 @@ def test_names_are_unique():
 
 def test_all_problems_of_a_run_are_told_at_once(tmp_path):
     run = corpus.good_run(tmp_path)
-    corpus.no_orientation(run)
-    corpus.semicolons(run)
+    corpus.geometry.no_orientation(run)
+    corpus.gradient_text.semicolons(run)
     with pytest.raises(TractodeError) as caught:
         read_dwi(run.nii, run.bval, run.bvec, "sub-01_dwi")
     assert caught.value.exit_code == 65
@@ -108,8 +95,8 @@ def test_missing_alone_is_66_and_with_invalid_65(tmp_path):
     with pytest.raises(TractodeError) as caught:
         read_dwi(run.nii, run.bval, run.bvec, "sub-01_dwi")
     assert caught.value.exit_code == 66
-    corpus.all_zero(run)
-    corpus.no_orientation(run)
+    corpus.voxels.all_zero(run)
+    corpus.geometry.no_orientation(run)
     with pytest.raises(TractodeError) as caught:
         read_dwi(run.nii, run.bval, run.bvec, "sub-01_dwi")
     assert caught.value.exit_code == 65

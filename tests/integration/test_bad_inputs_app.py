@@ -5,7 +5,6 @@ One participant a row, many rows a run of the app: a bad run never keeps another
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.bad_inputs import corpus
 
 from tractode.io.atomic import sha256_of
 
 pytestmark = pytest.mark.integration
 
 App = Callable[..., tuple[int, str, str]]
-Corpus = Path(__file__).parents[1] / "bad_inputs" / "corpus.py"
 FAST = ("--models", "dti", "--no-tracking", "--output-spaces", "native")
 # What the search for files finds before the reader is asked has names of its own.
 FOUND_EARLIER = {
@@ -35,19 +34,6 @@ REPRESENTATIVE = (
     "G20-utf_16",
 )  # fmt: skip
 
-
-def _load_corpus() -> Any:
-    # importlib mode puts no test folder on the path.
-    specification = importlib.util.spec_from_file_location("bad_inputs_corpus_for_the_app", Corpus)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-corpus = _load_corpus()
 REFUSED = [row for row in corpus.ROWS if row.code]
 
 
