@@ -71,6 +71,8 @@ class Settings:
         Resolved: ``cpu`` or ``cuda:0``.
     models
         Models and recipes, as `tractode.workflows.recipe` reads them: ``auto`` takes what each run's data support.
+    dti_largest_b
+        The largest b-value in s/mm² that the tensor is fitted to; ``None`` lets the table decide.
     uncertainty
         How the standard deviation of every map is found: not at all, by Laplace's approximation or by bootstrap.
     response, response_group
@@ -149,8 +151,8 @@ class Settings:
     denoise: Literal["auto", "mppca", "none"] = "auto"
     unring: Literal["auto", "on", "none"] = "auto"
     motion: Literal["auto", "on", "none"] = "auto"
-    outliers: Literal["on", "none"] = "on"
-    bias: Literal["on", "none"] = "on"
+    outliers: Literal["auto", "on", "none"] = "auto"
+    bias: Literal["auto", "on", "none"] = "auto"
     dwi_mask: Literal["auto", "threshold", "weighted", "surface", "template"] = "auto"
     segmentation: Literal["auto", "own", "none"] = "auto"
     combine_runs: Literal["none", "all"] = "none"
@@ -158,6 +160,7 @@ class Settings:
     random_seed: int = 0
     device: str = "cpu"
     models: tuple[str, ...] = ("auto",)
+    dti_largest_b: float | None = None
     uncertainty: Literal["none", "laplace", "bootstrap"] = "none"
     response: tuple[str, ...] = ()
     response_group: bool = False

@@ -19,9 +19,10 @@ from tractode.bids.manifest import StepWriter
 from tractode.bids.query import find_participants
 from tractode.bids.spec_files import load
 from tractode.errors import InputDataError
-from tractode.fields import DWI, GradientTable, Image, ImageGrid
-from tractode.interfaces import masks, prepared_files, preprocess, scan
+from tractode.fields import DWI, Affine, GradientTable, Image, ImageGrid
+from tractode.interfaces import interpolating, masks, prepared_files, preprocess, scan
 from tractode.interfaces.preprocess import Part, PreprocessPlan, Steps, slice_axis_of
+from tractode.interfaces.quality_rows import confound_rows
 from tractode.interfaces.scan import PrepareDwi
 from tractode.interfaces.step import Job
 from tractode.io.builtin_template import load_builtin
@@ -29,12 +30,13 @@ from tractode.io.dwi import IngestPolicy
 from tractode.io.gradients import write_gradients
 from tractode.io.nifti import read_image, write_image
 from tractode.ops import sphere
-from tractode.preprocess import merge
+from tractode.ops import volume_pose as pose
+from tractode.preprocess import merge, resample
 from tractode.preprocess.gradient_check import GradientVerdict, check_gradients
 from tractode.reports import figures_gradients, figures_slices
 from tractode.reports.reportlet import Reportlet
 
-ALL = PreprocessPlan("auto", "auto", "auto", "on", "on", sloppy=True)
+ALL = PreprocessPlan("auto", "auto", "auto", "auto", "auto", sloppy=True)
 MOVED, LOST = 5, (8, 10)  # the volume that moved, and the volume and slice that lost signal
 SHIFT = 4.0  # mm
 
@@ -287,6 +289,77 @@ def test_series_are_joined_at_one_brightness(oblique_affine: torch.Tensor) -> No
     assert torch.equal(joined.mask, other.mask)
     with pytest.raises(InputDataError, match="overlap"):
         merge.merged([first, replace(other, mask=torch.zeros(5, 6, 7, dtype=torch.bool))])
+
+
+def _part(head: Head, n: int, **known: Any) -> Part:
+    series = head.series()[:n]
+    run = DwiRun(Path("a"), Path("b"), Path("c"), {}, {}, None, "sub-01_run-2", done_by=known.pop("done_by", ""))
+    scan = DWI(head.grid, series, head.gtab[:n], series[0] > 100)
+    return Part(run, scan, Image(head.grid, series[:1]), {}, **known)
+
+
+def _pose(head: Head, moved_mm: float, turn: float) -> Affine:
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, :3] = pose.rotations(torch.tensor([[0.0, 0.6, 0.8]], dtype=torch.float64) * turn)[0]
+    matrix[:3, 3] = torch.tensor([moved_mm, 0.0, 0.0], dtype=torch.float64)
+    return Affine(matrix, head.grid.space, head.grid.space)
+
+
+def test_directions_of_a_joined_run_are_those_of_the_series(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of confounds has the directions that are fitted: turned to the first run's head."""
+    first, second = _part(head, 3), _part(head, 3)
+    for part in (first, second):
+        part.estimate = resample._nothing(part.scan, None)
+    second.estimate.rigid[1, 3] = 0.2
+    first.noise, second.noise = (Image(head.grid, torch.full((1, *head.grid.shape), sigma)) for sigma in (3.0, 4.0))
+    monkeypatch.setattr(merge, "way_between", lambda *_: _pose(head, 3.0, 0.3))
+    still, _, notes = interpolating.joined([first, second], lambda _: None, lambda *_: None, "cpu")
+    rows = confound_rows(first) + confound_rows(second)
+    found = torch.tensor([[row[f"grad_{letter}"] for letter in "xyz"] for row in rows])
+    torch.testing.assert_close(found.double(), still.scan.gtab.bvecs.double(), atol=1e-5, rtol=0)
+    assert float((found[4] - head.gtab.bvecs[1]).norm()) > 0.1
+    assert notes == []
+    # A run that was interpolated has less noise; and only the grid is kept of what a part was.
+    assert first.scan.signal.untyped_storage().nbytes() == 4
+    assert still.noise is not None
+    level = float(still.noise.values[0][still.scan.mask].median())
+    assert 0.7 * (12.5**0.5) < level < 12.5**0.5
+    assert not bool((still.scan.mask & ~still.seen).any())
+
+
+def test_runs_preprocessed_elsewhere_are_not_interpolated_again(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    for apart, says in ((0.5, []), (5.0, ["W-COMBINE-AGAIN"])):
+        parts = [_part(head, 3, done_by="QSIPrep 1.0") for _ in range(2)]
+        signal = parts[1].scan.signal
+        way = _pose(head, apart, 0.0)
+        monkeypatch.setattr(merge, "way_between", lambda *_, way=way: way)
+        still, _, notes = interpolating.joined(parts, lambda _: None, lambda *_: None, "cpu")
+        assert [note.id for note in notes] == says
+        assert torch.allclose(still.scan.signal[3:], signal, rtol=1e-5) == (not says)
+
+
+def test_voxels_that_left_the_view_are_counted(head: Head) -> None:
+    mask = Image(head.grid, torch.ones(1, *head.grid.shape, dtype=torch.bool))
+    seen = mask.mask.clone()
+    assert interpolating.within_view(mask, seen, "run") == (mask, [])
+    seen[:, :, -1] = False
+    kept, (note,) = interpolating.within_view(mask, seen, "run")
+    assert torch.equal(kept.mask, seen)
+    assert note.id == "W-FIELD-OF-VIEW"
+    assert note.message.startswith(f"run: {28 * 33} of {28 * 33 * 24} voxels")
+
+
+def test_a_step_that_was_asked_for_and_fails_is_an_error(head: Head) -> None:
+    part = _part(head, 2)
+    empty = replace(part.scan, mask=torch.zeros_like(part.scan.mask))
+    with pytest.raises(InputDataError, match="E-BIAS-EMPTY"):
+        preprocess.even(empty, part.reference, PreprocessPlan(bias="on"), Steps(), "")
+    _, shading = preprocess.even(empty, part.reference, PreprocessPlan(bias="auto"), part.steps, "")
+    assert shading is None
+    part.steps.did("outliers", "two", slices_left=2)
+    assert [note.id for note in preprocess.failures([part], part.steps)] == ["W-PREPROCESS-FAILED", "W-SLICES-LOST"]
+    with pytest.raises(InputDataError, match="Outliers"):
+        preprocess.find_motion(part, PreprocessPlan(outliers="on"), "cpu")
 
 
 @pytest.mark.parametrize(

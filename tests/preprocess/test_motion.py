@@ -16,7 +16,7 @@ from tractode.preprocess.alignment import Rounds
 from tractode.preprocess.eddy import PhaseEncoding, constant_part, geometry
 from tractode.preprocess.level import Level
 from tractode.preprocess.motion import MotionEstimate, MotionSettings, correct_motion, framewise_displacement, why_not
-from tractode.preprocess.resample import resample_series
+from tractode.preprocess.resample import noise_gain, resample_series, resampled, splined
 
 QUICK = MotionSettings(smoothing=(9.0, 6.0, 5.0), points=6000)
 
@@ -149,6 +149,59 @@ def test_nothing_to_undo_is_the_scan_itself(oblique_affine: Tensor) -> None:
     zero = torch.zeros(len(gtab), 6, dtype=torch.float64)
     scan = phantom.scan(phantom.grid_of(oblique_affine), gtab, zero, torch.zeros(len(gtab), 9).double())
     assert torch.allclose(resample_series(scan, None).signal, scan.signal, atol=0.1)
+
+
+def _estimate(scan: DWI, rigid: Tensor) -> MotionEstimate:
+    """Poses that are known, and no lost slices."""
+    n, slices = len(scan.gtab), scan.grid.shape[2]
+    zero = torch.zeros(n, slices, dtype=torch.float64)
+    return MotionEstimate(
+        scan.grid, phantom.middle(scan.grid), None, rigid, torch.zeros(n, 9).double(), zero.bool(), zero,
+        torch.ones(n).double(),
+    )  # fmt: skip
+
+
+def test_what_a_volume_does_not_see_is_not_in_the_mask(oblique_affine: Tensor) -> None:
+    """One weighted volume lies three slices higher: the uppermost slices were not measured in it."""
+    gtab = phantom.table(6, 1)
+    zero = torch.zeros(len(gtab), 6, dtype=torch.float64)
+    scan = phantom.scan(phantom.grid_of(oblique_affine), gtab, zero, torch.zeros(len(gtab), 9).double())
+    scan = replace(scan, signal=scan.signal + 100, mask=torch.ones(scan.grid.shape, dtype=torch.bool))
+    rigid = zero.clone()
+    rigid[3, :3] = 3 * scan.grid.affine[:3, 2]
+    found = resampled(scan, _estimate(scan, rigid))
+    assert not bool(found.scan.mask[:, :, -3:].any())
+    assert bool(found.scan.mask[:, :, :-3].all())
+    assert torch.equal(found.seen, found.scan.mask)
+    assert float(found.scan.signal[:, found.scan.mask].min()) > 50
+
+
+def test_a_slice_that_no_volume_tells_is_not_called_replaced(oblique_affine: Tensor) -> None:
+    gtab = phantom.table(6, 1)
+    zero = torch.zeros(len(gtab), 6, dtype=torch.float64)
+    scan = phantom.scan(phantom.grid_of(oblique_affine), gtab, zero, torch.zeros(len(gtab), 9).double())
+    lost = torch.zeros(len(gtab), scan.grid.shape[2], dtype=torch.bool)
+    lost[0, 5] = True  # the only b=0 volume
+    lost[~gtab.is_b0, 12] = True
+    lost[2, 20] = True
+    found = resampled(scan, replace(_estimate(scan, zero), outliers=lost))
+    assert found.unreplaced.nonzero().tolist() == [pair for pair in lost.nonzero().tolist() if pair != [2, 20]]
+    torch.testing.assert_close(found.scan.signal[:, :, :, 12], scan.signal[:, :, :, 12], atol=0.1, rtol=0)
+    # A slice beside a lost one serves if there is nothing better.
+    lost[~gtab.is_b0, 12], lost[3:6, 12] = False, True
+    lost[1, 11], lost[2, 13], lost[6, 11] = True, True, True
+    again = resampled(scan, replace(_estimate(scan, zero), outliers=lost))
+    assert again.unreplaced.nonzero().tolist() == [[0, 5]]
+
+
+def test_what_interpolation_leaves_of_noise(generator: torch.Generator) -> None:
+    noise = torch.randn(30, 30, 30, generator=generator)
+    inner = torch.cartesian_prod(*(torch.arange(4.0, 26.0).double() for _ in range(3)))
+    for shift in ((0.0, 0.0, 0.0), (0.5, 0.0, 0.0), (0.3, -0.4, 0.1)):
+        at = inner + torch.tensor(shift).double()
+        seen = float(torch.from_numpy(splined(noise, at)).square().mean())
+        assert float(noise_gain(at).mean()) == pytest.approx(seen, rel=0.05)
+    assert float(noise_gain(inner).mean()) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_field_is_undone_together_with_a_way_from_another_space(oblique_affine: Tensor) -> None:

@@ -29,7 +29,7 @@ def table(n: int) -> GradientTable:
 
 def test_defaults_do_everything_that_the_data_support() -> None:
     plan = preprocess_of(SETTINGS)
-    assert (plan.denoise, plan.unring, plan.motion, plan.outliers, plan.bias) == ("auto", "auto", "auto", "on", "on")
+    assert (plan.denoise, plan.unring, plan.motion, plan.outliers, plan.bias) == ("auto", "auto", "auto", "auto", "auto")
     assert preprocess_of(replace(SETTINGS, denoise="mppca")).denoise == "on"
     assert preprocess_of(replace(SETTINGS, sloppy=True)).sloppy
 

@@ -10,7 +10,6 @@ from tractode.cli.words import one_of
 INPUT_TYPES = ("auto", "bids", "qsiprep", "hcpya", "ukb")
 DENOISE = ("auto", "mppca", "none")
 STEP = ("auto", "on", "none")
-SWITCH = ("on", "none")
 COMBINE = ("none", "all")
 
 
@@ -36,20 +35,8 @@ def add_preprocessing(add: Callable[..., Any]) -> None:
     )
     _step(add, "unring", "Gibbs ringing, by sub-voxel shifts", "where the scan is not known to be interpolated")
     _step(add, "motion", "head motion and eddy currents", "where there are directions enough to foretell a volume")
-    add(
-        "--outliers",
-        dest="outliers",
-        type=one_of("answer", SWITCH),
-        metavar="{on,none}",
-        help="replace slices that lost their signal by what the others foretell (default: on, with --motion)",
-    )
-    add(
-        "--bias",
-        dest="bias",
-        type=one_of("answer", SWITCH),
-        metavar="{on,none}",
-        help="even out the receive coils' sensitivity (B1 bias) (default: on)",
-    )
+    _step(add, "outliers", "slices that lost their signal, by what the others foretell", "where motion is found")
+    _step(add, "bias", "the receive coils' sensitivity (B1 bias)", "where there is brain enough to tell it from")
     add(
         "--combine-runs",
         "--combine-all-dwis",

@@ -84,7 +84,7 @@ def write_scan(
 def write_quality(
     writer: StepWriter, job: Job, run: DwiRun, parts: Sequence[Part], raw: Sequence[dict[str, Any]], scan: DWI
 ) -> None:
-    """``image_qc``, and where motion was found ``confounds`` and ``slice_qc``; the noise map."""
+    """``image_qc``, and where motion was found ``confounds`` and ``slice_qc``."""
     row = image_row(derivative(run.entities, extension=".nii.gz", **_NAME).name, parts, raw, scan)
     _write_table(writer, job, run, "image_qc", [row], {"datatype": "dwi", "desc": "image", "suffix": "qc"})
     writer.facts["image_quality"] = {key: value for key, value in row.items() if not _is_missing(value)}
@@ -95,28 +95,32 @@ def write_quality(
         )
         name = derivative(run.entities, datatype="dwi", desc="slice", suffix="qc", extension=".json")
         writer.write_json("slice-qc", name, _slices(job, run, parts))
-    first = parts[0]
-    if first.noise is not None:
-        content = sidecar.qc_sidecar(
-            "Standard deviation of the noise, of the first run where several were combined", sources_of(run), job.bids_dir,
-            Units="arbitrary", Method="MP-PCA",
-        )  # fmt: skip
-        name_of = {"datatype": "dwi", "desc": "noise", "suffix": "dwimap"}
-        write_with_sidecar(writer, "noise", first.noise, content, run.entities, **name_of)
+
+
+def write_noise(writer: StepWriter, job: Job, run: DwiRun, noise: Image) -> None:
+    """The level that errors of models follow from: what denoising leaves of the noise lies where models look for signal."""
+    content = sidecar.qc_sidecar(
+        "Standard deviation of the noise in one voxel of one volume as it was measured, interpolated and scaled as the series was; "
+        "of several runs the root mean square over their volumes",
+        sources_of(run), job.bids_dir, Units="arbitrary", Method="MP-PCA",
+    )  # fmt: skip
+    name_of = {"datatype": "dwi", "desc": "noise", "suffix": "dwimap"}
+    write_with_sidecar(writer, "noise", noise, content, run.entities, **name_of)
 
 
 def _slices(job: Job, run: DwiRun, parts: Sequence[Part]) -> dict[str, Any]:
-    """Every slice's deviation from its prediction, volume by volume, and which were replaced."""
+    """Every slice's deviation from its prediction, volume by volume, which had lost signal, and which of these stayed as they were."""
     runs = {
         part.run.name: {
             "SliceAxis": "ijk"[part.estimate.slice_axis],
             "Outliers": part.estimate.outliers.nonzero().tolist(),
+            "NotReplaced": [] if part.unreplaced is None else part.unreplaced.nonzero().tolist(),
             "Deviation": [[round(value, 3) for value in row] for row in part.estimate.scores.tolist()],
         }
         for part in parts
         if part.estimate is not None
     }
-    text = "Deviation of every slice (volume by volume) from its prediction in robust standard deviations; Outliers: pairs of volume and slice, counted from 0, that were replaced"
+    text = "Deviation of every slice (volume by volume) from its prediction in robust standard deviations; Outliers: pairs of volume and slice, counted from 0, that had lost signal; NotReplaced: those of them that no other volume could replace"
     return sidecar.qc_sidecar(text, sources_of(run), job.bids_dir, Runs=runs)
 
 

@@ -12,20 +12,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tractode.bids.found import DwiRun
 from tractode.bids.phase_encoding import encoding_of
 from tractode.errors import InputDataError
-from tractode.fields import DWI, Image
+from tractode.fields import DWI, Affine, Image
+from tractode.io.notes import Note, warning
 from tractode.preprocess import denoise, motion
 from tractode.preprocess.bias import bias_field
-from tractode.preprocess.distortion import put_right
 from tractode.preprocess.eddy import PhaseEncoding
 from tractode.preprocess.morphology import within
 from tractode.preprocess.motion import MotionEstimate, MotionSettings, correct_motion
-from tractode.preprocess.resample import resample_series
 from tractode.preprocess.unring import fraction_of, unring, zero_filled_axes
 
 OFF = "none"
@@ -92,7 +91,8 @@ class Steps:
         except (InputDataError, torch.linalg.LinAlgError) as error:
             if answer != "auto":
                 raise
-            self.left(name, f"it failed: {error.found if isinstance(error, InputDataError) else error}")
+            why = f"it failed: {error.found if isinstance(error, InputDataError) else error}"
+            self.records[name] = {"done": False, "why": why, "failed": True}
             return None
 
 
@@ -108,6 +108,10 @@ class Part:
         What was decided about its distortion; empty where nothing was.
     noise
         Standard deviation of the noise.
+    way
+        From the reference of the run that it is joined with to its own; ``None`` where that is its own.
+    unreplaced
+        Lost slices that no other volume could replace, once it was tried.
     """
 
     run: DwiRun
@@ -117,6 +121,8 @@ class Part:
     steps: Steps = field(default_factory=Steps)
     noise: Image | None = None
     estimate: MotionEstimate | None = None
+    way: Affine | None = None
+    unreplaced: Bool[Tensor, "n s"] | None = None
 
     @property
     def encoding(self) -> PhaseEncoding | None:
@@ -244,12 +250,15 @@ def find_motion(part: Part, plan: PreprocessPlan, device: str, hz: Float[Tensor,
         + "".join(f"; {note}" for note in estimate.notes),
         method="leave-one-out prediction",
     )  # fmt: skip
-    _tell_outliers(part, plan)
+    if plan.outliers == OFF:
+        steps.left("outliers", "switched off")
+    else:
+        _tell_outliers(part)
 
 
 def _no_outliers(part: Part, plan: PreprocessPlan) -> None:
-    if part.steps.wants("outliers", "auto" if plan.outliers != OFF else OFF, part.run.done_by, None):
-        part.steps.left("outliers", "lost slices are found together with motion, which was not corrected")
+    why_not = "lost slices are found together with motion, which was not corrected"
+    part.steps.wants("outliers", plan.outliers, part.run.done_by, why_not)
 
 
 @contextmanager
@@ -263,17 +272,30 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(n)
 
 
-def _tell_outliers(part: Part, plan: PreprocessPlan) -> None:
+def _tell_outliers(part: Part) -> None:
     estimate = part.estimate
-    if plan.outliers == OFF or estimate is None:
-        part.steps.left("outliers", "switched off")
+    if estimate is None:
         return
     n, total = int(estimate.outliers.sum()), estimate.outliers.numel()
+    left = 0 if part.unreplaced is None else int(part.unreplaced.sum())
     volumes = int(estimate.outliers.any(-1).sum())
     said = f"{n} of {total} slices, in {volumes} volume{'' if volumes == 1 else 's'}, had lost signal"
-    part.steps.did(
-        "outliers", f"{said} and were replaced by their prediction" if n else f"{said}: none was replaced", slices=n
-    )
+    if not n:
+        said += ": none was replaced"
+    elif not left:
+        said += " and were replaced by their prediction"
+    else:
+        said += (
+            f"; {n - left} of them were replaced by their prediction, {left} not: no other volume shows what was there"
+        )
+    part.steps.did("outliers", said, slices=n - left, **({"slices_left": left} if left else {}))
+
+
+def tell_unreplaced(part: Part, unreplaced: Bool[Tensor, "n s"]) -> None:
+    """What became of the lost slices, after the series was interpolated."""
+    part.unreplaced = unreplaced
+    if bool(unreplaced.any()):
+        _tell_outliers(part)
 
 
 def on_cpu(estimate: MotionEstimate) -> MotionEstimate:
@@ -285,19 +307,6 @@ def on_cpu(estimate: MotionEstimate) -> MotionEstimate:
     return replace(estimate, eddy_constant=None if constant is None else constant.cpu(), **moved)
 
 
-def interpolated(part: Part, hz: Float[Tensor, "i j k"] | None, device: str) -> DWI:
-    """The scan with its motion and distortion undone on its own grid, by one interpolation; as it is where there is neither."""
-    scan = part.scan
-    if part.estimate is not None:
-        return resample_series(scan, part.estimate, hz, part.encoding)
-    if hz is None:
-        return scan
-    record = part.distortion
-    # Nothing moved: along the encoding only, so directions stay.
-    signal = put_right(scan.signal.to(device), hz.to(device), record["axis"], record["sign"], record["readout"])
-    return replace(scan, signal=signal.cpu())
-
-
 # --- shading ------------------------------------------------------------------------------------------------------------
 
 
@@ -306,17 +315,40 @@ def even(scan: DWI, reference: Image, plan: PreprocessPlan, steps: Steps, done_b
     if not steps.wants("bias", plan.bias, done_by, None):
         return scan, None
     mask = Image(scan.grid, scan.mask[None])
-    try:
-        found = bias_field(reference, mask)
-    except InputDataError as error:
-        steps.left("bias", f"it failed: {error.found}")
+    found = steps.tried("bias", plan.bias, lambda: bias_field(reference, mask))
+    if found is None:
         return scan, None
     inside = found.values[0][scan.mask]
     low, high = (float(torch.quantile(inside[:: max(1, len(inside) // 500_000)], q)) for q in (0.02, 0.98))
     steps.did("bias", f"divided by a smooth field of {low:.2f} to {high:.2f} (2nd to 98th percentile in the brain)",
               percentiles=[_plain(low), _plain(high)])  # fmt: skip
     # In place: the series is this step's own, and may be all that fits.
-    return replace(scan, signal=scan.signal.div_(found.values[0].to(scan.signal).clamp_min(0.05))), found
+    return replace(scan, signal=scan.signal.div_(_factor(found).to(scan.signal))), found
+
+
+def divided(noise: Image, shading: Image) -> Image:
+    """The noise as `even` scaled the series."""
+    return Image(noise.grid, noise.values / _factor(shading))
+
+
+def _factor(shading: Image) -> Float[Tensor, "i j k"]:
+    return shading.values[0].clamp_min(0.05)
+
+
+def failures(parts: Sequence[Part], steps: Steps) -> list[Note]:
+    """A warning for each step that failed, and for lost slices that stayed as they were: more than a row of a table."""
+    said: dict[str, Note] = {}
+    for part in parts:
+        for name, record in (part.steps.records | ({} if len(parts) > 1 else steps.records)).items():
+            if record.get("failed"):
+                text = f"{part.run.name}: no {name}: {record['why']}"
+                said[text] = warning("W-PREPROCESS-FAILED", text)
+            if left := record.get("slices_left"):
+                text = f"{part.run.name}: {left} slices that had lost signal are as they were: no other volume shows what was there"
+                said[text] = warning("W-SLICES-LOST", text)
+    if len(parts) > 1 and (record := steps.records.get("bias", {})).get("failed"):
+        said["bias"] = warning("W-PREPROCESS-FAILED", f"no bias: {record['why']}")
+    return list(said.values())
 
 
 def _plain(value: float) -> float:

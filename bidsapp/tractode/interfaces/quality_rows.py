@@ -8,6 +8,7 @@ from typing import Any
 from tractode.bids.quality_tables import rows_of
 from tractode.fields import DWI
 from tractode.interfaces.preprocess import Part
+from tractode.ops.affine import rotation_part
 from tractode.preprocess.quality import contrast_to_noise, motion_summary, neighbour_correlation
 
 EDDY = ("x", "y", "z", "xx", "yy", "zz", "xy", "xz", "yz")
@@ -66,6 +67,7 @@ def confound_columns(part: Part) -> dict[str, list[Any]]:
     columns["prediction_correlation"] = estimate.correlation.tolist()
     columns["slice_outliers"] = estimate.outliers.sum(-1).tolist()
     gtab = estimate.rotated(part.scan.gtab)
+    gtab = gtab if part.way is None else gtab.rotated(rotation_part(part.way.matrix).mT)
     columns["bval"] = gtab.bvals.tolist()
     columns |= {f"grad_{letter}": gtab.bvecs[:, k].tolist() for k, letter in enumerate("xyz")}
     return columns

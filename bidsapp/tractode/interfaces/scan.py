@@ -18,6 +18,7 @@ from tractode.errors import InputDataError
 from tractode.fields import DWI, Affine, Image, ShField
 from tractode.interfaces import prepared_files, preprocess
 from tractode.interfaces.distortion import described
+from tractode.interfaces.interpolating import joined, within_view
 from tractode.interfaces.masks import voted_mask
 from tractode.interfaces.preprocess import Part, PreprocessPlan, Steps
 from tractode.interfaces.quality_rows import scan_row
@@ -27,12 +28,10 @@ from tractode.io.nifti import read_image
 from tractode.io.notes import Note, info, warning
 from tractode.models.dti import DTI
 from tractode.ops import spherical_harmonics
-from tractode.preprocess import merge
 from tractode.preprocess.distortion import field_on
 from tractode.preprocess.gradient_check import GradientVerdict, Verdict, check_gradients
 from tractode.preprocess.gradient_fixes import apply_fix
 from tractode.preprocess.mask import brain_mask, dwi_reference
-from tractode.preprocess.resample import resample_series
 from tractode.reports import (
     figures_distortion,
     figures_glyphs,
@@ -106,13 +105,19 @@ class PrepareDwi(Step):
             preprocess.clean(part, plan, job.device)
             preprocess.find_motion(part, plan, job.device, self._hz(part))
             parts.append(part)
-        scan, steps = self._joined(parts)
+        still, steps, joining_notes = joined(parts, self._hz, self._start, job.device)
+        scan, noise = still.scan, still.noise
         reference = dwi_reference(scan)
         mask, mask_notes = voted_mask(writer, job.participant, scan, self._given, self.inputs.mask_method, run)
+        mask, view_notes = within_view(mask, still.seen, run.name)
         scan, brain_notes = check_brain(DWI(scan.grid, scan.signal, scan.gtab, mask.mask), run.path)
-        writer.facts["notes"] += [asdict(note) for note in [*mask_notes, *brain_notes]]
+        notes = [*joining_notes, *mask_notes, *view_notes, *brain_notes]
         scan, shading = preprocess.even(scan, reference, plan, steps, run.done_by)
-        reference = reference if shading is None else dwi_reference(scan)
+        if shading is not None:
+            reference = dwi_reference(scan)
+            noise = None if noise is None else preprocess.divided(noise, shading)
+        notes += preprocess.failures(parts, steps)
+        writer.facts["notes"] += [asdict(note) for note in notes]
         _describe(writer, scan)
         if run.parts:
             writer.facts["notes"] += [asdict(note) for note in _combined_notes(run, parts)]
@@ -121,6 +126,8 @@ class PrepareDwi(Step):
         if plan != PreprocessPlan() or run.done_by:
             after = Glance.of(scan, parts[0].slice_axis, [glance.voxels for glance in before])
             prepared_files.write_quality(writer, job, run, parts, raw, scan)
+            if noise is not None:
+                prepared_files.write_noise(writer, job, run, noise)
             save_reportlets(
                 writer, job.participant, prepared_files.figures(run, parts, steps, before, after, shading, scan)
             )
@@ -169,37 +176,14 @@ class PrepareDwi(Step):
         field, _ = read_image(self._field_of(part.run), "field")
         return field_on(field, part.scan.grid, _to_field(part))
 
-    def _joined(self, parts: list[Part]) -> tuple[DWI, Steps]:
-        """Every part interpolated once, and all of them as one series."""
-        device, first = self.inputs.job.device, parts[0]
-        steps = Steps(dict(first.steps.records))
-        scan = preprocess.interpolated(first, self._hz(first), device)
-        if len(parts) == 1:
-            return scan, steps
-        series = [scan]
-        for part in parts[1:]:
-            hz = self._hz(part)
-            way = self._way(first, scan, part, hz)
-            series.append(resample_series(part.scan, part.estimate, hz, part.encoding, scan.grid, way))
-        joined, factors = merge.merged(series)
-        names = ", ".join(part.run.name for part in parts)
-        said = ", ".join(f"{factor:.3f}" for factor in factors)
-        steps.add_others([(part.run.name, part.steps) for part in parts[1:]])
-        steps.did("combining", f"{names}; brightness multiplied by {said}", factors=[round(f, 5) for f in factors])
-        return joined, steps
-
-    def _way(self, first: Part, still: DWI, part: Part, hz: torch.Tensor | None) -> Affine:
-        """From the first run's reference to another's, by their corrected b=0 images."""
-        start = None
-        if all(one.distortion.get("applied") for one in (first, part)) and self._field_of(first.run) == self._field_of(
-            part.run
-        ):
-            # One field serves both: the pose that it was found with is a start.
-            matrix = torch.linalg.inv(_to_field(part).matrix) @ _to_field(first).matrix
-            start = Affine(matrix, first.scan.grid.space, part.scan.grid.space)
-        other = preprocess.interpolated(part, hz, self.inputs.job.device)
-        mask = Image(still.grid, still.mask[None])
-        return merge.way_between(dwi_reference(still), dwi_reference(other), mask, start)
+    def _start(self, first: Part, part: Part) -> Affine | None:
+        """Where the way from the first run's reference to another's is sought: where one field serves both, at their poses to it."""
+        if not all(one.distortion.get("applied") for one in (first, part)):
+            return None
+        if self._field_of(first.run) != self._field_of(part.run):
+            return None
+        matrix = torch.linalg.inv(_to_field(part).matrix) @ _to_field(first).matrix
+        return Affine(matrix, first.scan.grid.space, part.scan.grid.space)
 
     def _write_check(
         self, writer: StepWriter, run: DwiRun, scan: DWI, reference: Image, verdict: GradientVerdict

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tractode.fields.image import Image, ImageGrid
@@ -74,20 +74,36 @@ def put_right(
     return torch.cat(parts).clamp_min(0)
 
 
+def reach(
+    hz: Float[Tensor, "i j k"], axis: int, sign: int, readout: float
+) -> tuple[Bool[Tensor, "i j k"], Float[Tensor, "i j k"]]:
+    """Which voxels `put_right` finds in the image (half a voxel beyond it counts), and what it makes of the variance of white noise."""
+    shift = epi.shift_vox(hz, sign, readout).movedim(axis, -1)
+    brightness = (1 + epi.slope(shift, -1)).clamp(0, _BRIGHTEST)
+    n = shift.shape[-1]
+    place = torch.arange(n, dtype=shift.dtype, device=shift.device) + shift
+    weights = torch.stack(_keys(place - place.floor()))
+    seen = (place >= -0.5) & (place <= n - 0.5)
+    return seen.movedim(-1, axis), (weights.square().sum(0) * brightness.square()).movedim(-1, axis)
+
+
+def _keys(t: Float[Tensor, "*v"]) -> tuple[Float[Tensor, "*v"], ...]:
+    """Weights of four neighbours at a fraction of a voxel: Keys's kernel with a = −1/2, exact for parabolas."""
+    return (
+        ((-0.5 * t + 1.0) * t - 0.5) * t,
+        (1.5 * t - 2.5) * t * t + 1.0,
+        ((-1.5 * t + 2.0) * t + 0.5) * t,
+        (0.5 * t - 0.5) * t * t,
+    )
+
+
 def _fetched(values: Float[Tensor, "n i j k"], shift: Float[Tensor, "i j k"], axis: int) -> Float[Tensor, "n i j k"]:
     """Cubic convolution along one axis at every voxel's place and ``shift``; the edges go on."""
     lines, moved = values.movedim(axis + 1, -1), shift.movedim(axis, -1)
     n = lines.shape[-1]
     place = (torch.arange(n, dtype=moved.dtype, device=moved.device) + moved).clamp(0, n - 1)
     lower = place.floor()
-    t = place - lower
-    # Keys's kernel with a = −1/2: exact for parabolas.
-    weights = (
-        ((-0.5 * t + 1.0) * t - 0.5) * t,
-        (1.5 * t - 2.5) * t * t + 1.0,
-        ((-1.5 * t + 2.0) * t + 0.5) * t,
-        (0.5 * t - 0.5) * t * t,
-    )
+    weights = _keys(place - lower)
     total = torch.zeros_like(lines)
     for offset, weight in enumerate(weights):
         at = (lower.long() + offset - 1).clamp(0, n - 1)

@@ -48,10 +48,14 @@ def merged(series: Sequence[DWI]) -> tuple[DWI, list[float]]:
         )
     levels = [float(one.mean_b0().values[0][common].median()) for one in series]
     factors = [levels[0] / level if level > 0 else 1.0 for level in levels]
-    signal = torch.cat([one.signal * factor for one, factor in zip(series, factors, strict=True)])
+    tables = joined_tables([one.gtab for one in series])
+    signal, begin = torch.empty(len(tables), *first.grid.shape, dtype=first.signal.dtype), 0
+    for one, factor in zip(series, factors, strict=True):
+        torch.mul(one.signal, factor, out=signal[begin : begin + len(one.gtab)])
+        begin += len(one.gtab)
     # Beyond one's field of view the others' volumes alone would be fitted together with its noughts.
     signal *= torch.stack([one.signal.amax(0) > 0 for one in series]).all(0)
-    return DWI(first.grid, signal, joined_tables([one.gtab for one in series]), common), factors
+    return DWI(first.grid, signal, tables, common), factors
 
 
 def joined_tables(tables: Sequence[GradientTable]) -> GradientTable:

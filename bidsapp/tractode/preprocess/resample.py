@@ -2,12 +2,14 @@
 
 Interpolation by cubic B-splines: M. Unser, *Splines: a perfect fit for signal and image processing*, IEEE SPM 16:22 (1999),
 doi:10.1109/79.799930. Geometry and brightness: `eddy`. Lost slices are replaced by their prediction before anything is interpolated
-(`outliers`).
+(`outliers`). A voxel that has left the field of view of any volume is no voxel of the mask: what was not measured is not fitted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -27,6 +29,28 @@ from tractode.preprocess.prediction import Process, fitted, left_out
 
 Progress = Callable[[int, int], None]
 _VOXELS = 4000  # of the brain, that the process of a prediction is found on
+_LEAST_SHARE = 0.3  # of a slice that the other volumes must tell; with less the prediction is mostly a guess of nothing
+_FRACTIONS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """A series in the space of the reference, and what became of its voxels.
+
+    Parameters
+    ----------
+    seen
+        Voxels that lie in the field of view of every volume; the scan's mask holds no others.
+    unreplaced
+        Lost slices (volume, slice) that no other volume tells enough of; they are as they were scanned.
+    gain
+        What interpolation and the change of brightness make of the variance of white noise, a mean over the volumes.
+    """
+
+    scan: DWI
+    seen: Bool[Tensor, "i j k"]
+    unreplaced: Bool[Tensor, "n s"]
+    gain: Float[Tensor, "i j k"]
 
 
 def resample_series(
@@ -40,6 +64,21 @@ def resample_series(
     *,
     replace_outliers: bool = True,
 ) -> DWI:
+    """The series of `resampled`."""
+    return resampled(scan, estimate, hz, encoding, target, to_scan, progress, replace_outliers=replace_outliers).scan
+
+
+def resampled(
+    scan: DWI,
+    estimate: MotionEstimate | None,
+    hz: Float[Tensor, "i j k"] | None = None,
+    encoding: PhaseEncoding | None = None,
+    target: ImageGrid | None = None,
+    to_scan: Affine | None = None,
+    progress: Progress | None = None,
+    *,
+    replace_outliers: bool = True,
+) -> Resampled:
     """The series in the space of the reference, its directions turned with the head; never negative.
 
     Parameters
@@ -49,7 +88,7 @@ def resample_series(
     hz
         Field of the head on the scan's grid, where things are in the reference; it needs an ``encoding`` with sign and readout time.
     target
-        Grid of the result; ``None``: the scan's own. The mask is carried to it as it is.
+        Grid of the result; ``None``: the scan's own. The mask is carried to it, less what not every volume sees.
     to_scan
         From the target's space to the scan's (of the reference), where they differ: a run merged with another one. The directions are
         turned by it too.
@@ -59,20 +98,27 @@ def resample_series(
     still = estimate or _nothing(scan, encoding)
     check_same_grid(scan.grid, still.grid, "A series and its motion estimate")
     place = geometry(scan.grid, still.centre, encoding or still.encoding, None if hz is None else hz.cpu())
-    lost = replace_outliers and bool(still.outliers.any())
-    signal = replaced(scan, still, place) if lost else scan.signal
+    signal, unreplaced = scan.signal, torch.zeros_like(still.outliers)
+    if replace_outliers and bool(still.outliers.any()):
+        signal, unreplaced = replaced(scan, still, place)
     grid = target or scan.grid
     points = grid.centres(torch.float64).reshape(-1, 3)
     points = points if to_scan is None else to_scan.map(points)
     out = torch.empty(len(signal), *grid.shape, dtype=torch.float32)
+    seen, gain = torch.ones(len(points), dtype=torch.bool), torch.zeros(len(points))
     for volume in range(len(signal)):
-        out[volume] = _read(signal[volume], place, still, volume, points).reshape(grid.shape)
+        index, bright = _place_of(place, still, volume, points)
+        out[volume] = (torch.from_numpy(splined(signal[volume], index)) * bright).clamp_min(0).reshape(grid.shape)
+        seen &= inside(index, scan.grid.shape)
+        gain += noise_gain(index) * bright.square() / len(signal)
         if progress is not None:
             progress(volume + 1, len(signal))
     gtab = still.rotated(scan.gtab)
     gtab = gtab if to_scan is None else gtab.rotated(rotation_part(to_scan.matrix).mT)
-    mask = scan.mask if target is None else _carried(scan, points, grid)
-    return DWI(grid, out.to(device, scan.signal.dtype), gtab, mask.to(device))
+    everywhere = seen.reshape(grid.shape)
+    mask = (scan.mask if target is None else _carried(scan, points, grid)) & everywhere
+    fixed = DWI(grid, out.to(device, scan.signal.dtype), gtab, mask.to(device))
+    return Resampled(fixed, everywhere, unreplaced, gain.reshape(grid.shape))
 
 
 def _nothing(scan: DWI, encoding: PhaseEncoding | None) -> MotionEstimate:
@@ -90,37 +136,75 @@ def _carried(scan: DWI, points: Float[Tensor, "p 3"], grid: ImageGrid) -> Bool[T
     return (sampled[..., 0] > 0.5).reshape(grid.shape)
 
 
-def _read(
-    values: Float[Tensor, "i j k"], place: Geometry, estimate: MotionEstimate, volume: int, points: Float[Tensor, "p 3"]
-) -> Float[Tensor, " p"]:
-    """One volume at points of the reference, brightness included."""
+def _place_of(
+    place: Geometry, estimate: MotionEstimate, volume: int, points: Float[Tensor, "p 3"]
+) -> tuple[Float[Tensor, "p 3"], Float[Tensor, " p"]]:
+    """Where one volume holds points of the reference (voxel indices), and how much brighter it must be made there."""
     one = slice(volume, volume + 1)
     index, bright = place.read_at(points, estimate.rigid[one].double(), estimate.eddy[one].double())
-    return (torch.from_numpy(splined(values, index[0])) * bright[0].to(torch.float32)).clamp_min(0)
+    return index[0], bright[0].to(torch.float32)
+
+
+def inside(index: Float[Tensor, "p 3"], shape: tuple[int, int, int]) -> Bool[Tensor, " p"]:
+    """Whether voxel indices lie in the image: no farther than half a voxel beyond the outermost centres."""
+    upper = torch.tensor(shape).to(index) - 0.5
+    return ((index >= -0.5) & (index <= upper)).all(-1)
+
+
+def noise_gain(index: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
+    """The variance of white noise of variance 1 that is read by cubic B-splines at voxel indices: 1 at centres, less between them."""
+    table = _gain_table()
+    place = (index - index.floor()) * _FRACTIONS
+    lower = place.long().clamp(0, _FRACTIONS - 1)
+    return torch.lerp(table[lower], table[lower + 1], (place - lower).float()).prod(-1)
+
+
+@cache
+def _gain_table() -> Float[Tensor, " f"]:
+    """Sum of the squares of a line's weights at fractions of a voxel."""
+    n = 33
+    place = n // 2 + np.arange(_FRACTIONS + 1) / _FRACTIONS
+    weights = ndimage.map_coordinates(np.eye(n), np.meshgrid(np.arange(n), place, indexing="ij"), order=3)
+    return torch.from_numpy(np.square(weights).sum(0).astype(np.float32))
 
 
 def splined(values: Float[Tensor, "i j k"], index: Float[Tensor, "p 3"]) -> Float[np.ndarray, " p"]:
     """Cubic B-splines at voxel indices; 0 beyond half a voxel outside the outermost centres."""
     array = values.detach().cpu().to(torch.float32).numpy()
     at = index.cpu().numpy().T
-    upper = np.array(array.shape)[:, None] - 1
-    inside = ((at >= -0.5) & (at <= upper + 0.5)).all(0)
+    within = inside(index.cpu(), values.shape).numpy()
     out = np.zeros(at.shape[1], dtype=np.float32)
-    out[inside] = ndimage.map_coordinates(array, at[:, inside], order=3, mode="nearest", output=np.float32)
+    out[within] = ndimage.map_coordinates(array, at[:, within], order=3, mode="nearest", output=np.float32)
     return out
 
 
-def replaced(scan: DWI, estimate: MotionEstimate, place: Geometry) -> Float[Tensor, "n i j k"]:
-    """The series as scanned, with lost slices taken from the prediction by the other volumes."""
+def replaced(
+    scan: DWI, estimate: MotionEstimate, place: Geometry
+) -> tuple[Float[Tensor, "n i j k"], Bool[Tensor, "n s"]]:
+    """The series as scanned, with lost slices taken from the prediction by the other volumes; and the slices that none of them tells."""
     out, gtab, lost = scan.signal.clone(), estimate.rotated(scan.gtab), estimate.outliers
-    process = _process(scan, gtab, estimate, place)
-    for volume in lost.any(-1).nonzero()[:, 0].tolist():
-        for number in lost[volume].nonzero()[:, 0].tolist():
-            present = ~_lost_near(lost, number)
-            present[volume] = False
-            row = left_out(gtab, process, present)[volume]
+    process, unreplaced = _process(scan, gtab, estimate, place), torch.zeros_like(estimate.outliers)
+    for volume, number in lost.nonzero().tolist():
+        row = _row(gtab, process, lost, volume, number)
+        if row is None:
+            unreplaced[volume, number] = True
+        else:
             _replace(out, scan, estimate, place, volume, number, row)
-    return out
+    return out, unreplaced
+
+
+def _row(
+    gtab: GradientTable, process: Process, lost: Bool[Tensor, "n s"], volume: int, number: int
+) -> Float[Tensor, " n"] | None:
+    """The weights of the volumes that have the slice; of those whose slices beside it are lost only if there are no others."""
+    for near in (1, 0):
+        present = ~lost[:, max(number - near, 0) : number + near + 1].any(-1)
+        present[volume] = False
+        row = left_out(gtab, process, present)[volume]
+        row[~present] = 0  # without any other of its kind a volume's row is itself
+        if float(row.abs().sum()) >= _LEAST_SHARE:
+            return row
+    return None
 
 
 def _process(scan: DWI, gtab: GradientTable, estimate: MotionEstimate, place: Geometry) -> Process:
@@ -138,11 +222,6 @@ def _process(scan: DWI, gtab: GradientTable, estimate: MotionEstimate, place: Ge
     return fitted(gtab[whole], shares @ shares.mT / shares.shape[1])
 
 
-def _lost_near(lost: Tensor, number: int) -> Tensor:
-    """Volumes whose slice of that number, or one beside it, lost signal too."""
-    return lost[:, max(number - 1, 0) : number + 2].any(-1)
-
-
 def _replace(
     out: Tensor, scan: DWI, estimate: MotionEstimate, place: Geometry, volume: int, number: int, row: Tensor
 ) -> None:
@@ -155,9 +234,8 @@ def _replace(
     total = torch.zeros(len(points))
     for other in (row.abs() > 1e-6).nonzero()[:, 0].tolist():
         total += float(row[other]) * _linear(scan.signal[other], place, estimate, other, points)
-    one = slice(volume, volume + 1)
-    _, bright = place.read_at(points, estimate.rigid[one].double(), estimate.eddy[one].double())
-    flat = (total / bright[0].float().clamp_min(0.25)).clamp_min(0)
+    _, bright = _place_of(place, estimate, volume, points)
+    flat = (total / bright.clamp_min(0.25)).clamp_min(0)
     shape_there = [n for which, n in enumerate(shape) if which != axis]
     out[volume].select(axis, number).copy_(flat.reshape(shape_there))
 
@@ -165,7 +243,5 @@ def _replace(
 def _linear(
     values: Float[Tensor, "i j k"], place: Geometry, estimate: MotionEstimate, volume: int, points: Float[Tensor, "p 3"]
 ) -> Float[Tensor, " p"]:
-    one = slice(volume, volume + 1)
-    index, bright = place.read_at(points, estimate.rigid[one].double(), estimate.eddy[one].double())
-    read = interpolate.sample(values[None].float(), index[0].float(), outside="nearest")[:, 0]
-    return read * bright[0].float()
+    index, bright = _place_of(place, estimate, volume, points)
+    return interpolate.sample(values[None].float(), index.float(), outside="nearest")[:, 0] * bright

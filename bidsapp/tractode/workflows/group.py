@@ -47,7 +47,7 @@ DICTIONARY: dict[str, dict[str, str]] = {
     "processed_masked_neighbor_corr": {"Description": "The same after preprocessing", "Units": "1"},
     "mean_fd": {"Description": "Mean framewise displacement (shifts, and turns at 50 mm)", "Units": "mm"},
     "max_fd": {"Description": "Largest framewise displacement", "Units": "mm"},
-    "num_bad_slices": {"Description": "Slices that had lost signal and were replaced", "Units": "1"},
+    "num_bad_slices": {"Description": "Slices that had lost signal", "Units": "1"},
     "median_fa": {"Description": "Median fractional anisotropy inside the brain mask", "Units": "1"},
     "median_md": {"Description": "Median mean diffusivity inside the brain mask", "Units": "mm^2/s"},
     "n_streamlines": {"Description": "Accepted streamlines, all methods"},

@@ -126,7 +126,7 @@ def _run(
         shown["motion (mean, max mm a volume)"] = (
             f"{known['image_quality']['mean_fd']:.2f}, {known['image_quality']['max_fd']:.2f}"
         )
-        shown["slices replaced"] = known["image_quality"]["num_bad_slices"]
+        shown["slices that lost signal"] = known["image_quality"]["num_bad_slices"]
     if fitted := [str(facts["model"]) for facts in mine if "fit" in facts]:
         shown["models"] = ", ".join(fitted)
     if "n_streamlines" in known:
