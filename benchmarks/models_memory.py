@@ -4,6 +4,7 @@
 
 The scan is synthetic: 145 × 174 × 145 voxels, 288 volumes (18 b=0 and three shells of 90 directions), float32, compressed, a mask
 of the size of a brain. Its signal is that of tensors, grey matter and fluid with noise, so that every model finds its responses.
+Steps that the output holds already, of the same scan, stay there with the commit that they were measured at.
 """
 
 from __future__ import annotations
@@ -51,33 +52,37 @@ def main() -> int:
             return 0
         work.mkdir(parents=True, exist_ok=True)
         facts = scan(work, tuple(arguments.shape), arguments.directions)
-        result: dict[str, Any] = {"limit_gb": LIMIT_GB, "scan": facts, "fits": {}}
-        for number, name in enumerate(arguments.models, start=1):
-            result["fits"][name] = measured(work, name, facts, arguments.uncertainty)
+        known = measured_before(arguments.output, facts, arguments.uncertainty)
+        result: dict[str, Any] = {"limit_gb": LIMIT_GB, "scan": facts, "fits": known}
+        at = {key: value for key, value in meta("").items() if key in ("commit", "date")}
+        for name in arguments.models:
+            result["fits"][name] = measured(work, name, facts, arguments.uncertainty) | at
             print(name, result["fits"][name], file=sys.stderr, flush=True)
-            save(result, arguments, arguments.models[:number])
+            save(result, arguments.output)
     print(json.dumps(result, indent=2))
     return 0
 
 
-def save(result: dict[str, Any], arguments: argparse.Namespace, models: list[str]) -> None:
+def save(result: dict[str, Any], output: Path | None) -> None:
     """After every step: a step takes minutes, and what was measured before it stands."""
     result["worst_gb"] = max(entry["peak_gb"] for entry in result["fits"].values())
-    result["meta"] = meta(command(arguments, models))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result["meta"] = meta(f"python benchmarks/models_memory.py --models {' '.join(result['fits'])}")
+    if output:
+        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def command(arguments: argparse.Namespace, models: list[str]) -> str:
-    """What was asked for beyond the defaults; where the scan lay and the result went is nobody's concern."""
-    said = "python benchmarks/models_memory.py"
-    if models != DEFAULT:
-        said += f" --models {' '.join(models)}"
-    if tuple(arguments.shape) != SHAPE:
-        said += f" --shape {' '.join(str(n) for n in arguments.shape)}"
-    if arguments.directions != N_DIRECTIONS:
-        said += f" --directions {arguments.directions}"
-    return said if arguments.uncertainty == "none" else f"{said} --uncertainty {arguments.uncertainty}"
+def measured_before(output: Path | None, facts: dict[str, Any], uncertainty: str) -> dict[str, Any]:
+    """Steps that the file holds of the same scan; each says the commit it was measured at."""
+    if output is None or not output.exists() or uncertainty != "none":
+        return {}
+    known = json.loads(output.read_text(encoding="utf-8"))
+    if known["scan"] != facts:
+        return {}
+    at = {key: known["meta"][key] for key in ("commit", "date")}
+    return {
+        name: {**entry, **{key: entry.get(key, value) for key, value in at.items()}}
+        for name, entry in known["fits"].items()
+    }
 
 
 def scan(work: Path, shape: tuple[int, ...], n_directions: int) -> dict[str, Any]:
