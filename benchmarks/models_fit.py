@@ -27,15 +27,18 @@ def main() -> int:
     parser.add_argument("--fit-method")
     arguments = parser.parse_args()
     parts: dict[str, float] = {}
-    import numpy as np
-    import torch
+    from tractode.cli.environment import lasting_imports
 
-    from tractode.io.gradients import GradientPolicy, parse_gradients, to_table
-    from tractode.io.masked_series import masked_series
-    from tractode.io.nifti import read_image, write_volumes
-    from tractode.models import MODELS
+    with lasting_imports():  # as the app does
+        import numpy as np
+        import torch
 
-    kind = MODELS[arguments.model]
+        from tractode.io.gradients import GradientPolicy, parse_gradients, to_table
+        from tractode.io.masked_series import masked_series
+        from tractode.io.nifti import read_image, write_volumes
+        from tractode.models import MODELS
+
+        kind = MODELS[arguments.model]
     at = lap(parts, "import", STARTED)
     mask, _ = read_image(arguments.mask, "dwi")
     with masked_series(arguments.dwi, mask.mask) as series, torch.inference_mode():

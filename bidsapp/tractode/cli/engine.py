@@ -14,6 +14,8 @@ from tractode.cli.watchdog import POLL_SECONDS, Failure, WatchdogPlugin, step_of
 from tractode.errors import ConfigurationError
 from tractode.settings import Settings
 
+_STATUS = {"start": "started", "end": "done", "exception": "FAILED"}
+
 
 def configure(settings: Settings, run_dir: Path) -> None:
     """nipype's configuration. Workflows and nodes copy it when they are made: it must be called before any is."""
@@ -70,7 +72,7 @@ def make_plugin(settings: Settings, log_file: Path) -> Any:
             "memory_gb": environment.memory_limit_gb(settings.memory_gb),
             "raise_insufficient": False,
             "log_file": str(log_file.resolve()),
-            "preload": ("tractode.workflows.participant",),
+            "preload": ("tractode.cli.preloaded",),
         }
         return WatchdogPlugin(arguments | limits | (asked.get("plugin_args") or {}))
     plugin = getattr(plugins, f"{name}Plugin", None)
@@ -91,9 +93,9 @@ def make_plugin(settings: Settings, log_file: Path) -> Any:
 
 
 def _tell(node: Any, status: str) -> None:
-    """One line a finished step."""
-    if status in ("end", "exception"):
-        print(f"{time.strftime('%H:%M:%S')} {'done' if status == 'end' else 'FAILED'} {step_of(node)}", flush=True)
+    """One line as a step starts and one as it ends; steps that take no work (lists put together) have no name of their own."""
+    if status in _STATUS and (status == "exception" or getattr(node.inputs, "step", "")):
+        print(f"{time.strftime('%H:%M:%S')} {_STATUS[status]} {step_of(node)}", flush=True)
 
 
 def _tell_and_record(failures: list[Failure], node: Any, status: str) -> None:

@@ -24,9 +24,11 @@ from tractode.fields import Image
 from tractode.io.nifti import close_voxels, stored_volumes
 from tractode.io.nifti_header import Header, read_header
 from tractode.io.stream import ByteSource
+from tractode.ops.least_squares import in_threads
 
 IN_MEMORY = 1 << 30  # bytes of masked voxels that are kept in memory
 BLOCK = 1 << 16
+_TILE = 1 << 11  # voxels read at once by a thread
 
 
 @dataclass(eq=False)
@@ -41,7 +43,7 @@ class MaskedSeries:
     values: np.ndarray | None = None
     scratch: IO[bytes] | None = None
     plain: tuple[IO[bytes], Header] | None = None
-    _buffers: dict[str, np.ndarray] = field(default_factory=dict)
+    _memory: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -55,13 +57,12 @@ class MaskedSeries:
     def rows(self, which: slice) -> Float[Tensor, "v n"]:
         """The signals of voxels in a row; the next call overwrites them."""
         count = which.stop - which.start
-        signal = torch.from_numpy(self._buffer("rows", (count, self.n_volumes)))
+        rows = self._reused((count, self.n_volumes))
         if self.values is not None:
-            return signal.copy_(torch.from_numpy(self.values[:, which]).T)
-        volumes = self._buffer("volumes", (self.n_volumes, count))
-        for n in range(self.n_volumes):
-            self._read(n, which, volumes[n])
-        return signal.copy_(torch.from_numpy(volumes).T)
+            np.copyto(rows, self.values[:, which].T)
+        else:
+            in_threads(lambda begin, end: self._fill(rows, which.start, begin, end), count)
+        return torch.from_numpy(rows)
 
     def sample(self, at_most: int) -> Float[Tensor, "v n"]:
         """Evenly spaced voxels, all of them where there are no more than ``at_most``."""
@@ -69,37 +70,49 @@ class MaskedSeries:
         parts = [signal[-which.start % step :: step].clone() for which, signal in self.blocks()]
         return torch.cat(parts) if parts else torch.zeros(0, self.n_volumes)
 
-    def _read(self, volume: int, which: slice, target: np.ndarray) -> None:
-        """One volume's part of a block."""
+    def _fill(self, rows: np.ndarray, first: int, begin: int, end: int) -> None:
+        """The rows from ``begin`` to ``end``; row 0 is the voxel ``first``. A tile at a time, so that it is turned round in the cache."""
+        volumes = np.empty((self.n_volumes, min(_TILE, end - begin)), np.float32)
+        for start in range(begin, end, _TILE):
+            stop = min(start + _TILE, end)
+            tile = volumes[:, : stop - start]
+            self._read(slice(first + start, first + stop), tile)
+            np.copyto(rows[start:stop], tile.T)
+
+    def _read(self, which: slice, target: np.ndarray) -> None:
+        """All volumes ``(n, v)`` of voxels in a row."""
         if self.scratch is not None:
-            os.preadv(self.scratch.fileno(), [target.data], (volume * len(self) + which.start) * 4)
+            for n, row in enumerate(target):
+                os.preadv(self.scratch.fileno(), [row.data], (n * len(self) + which.start) * 4)
             return
         assert self.plain is not None
         stream, header = self.plain
         first, size = int(self.index[which.start]), header.dtype.itemsize
-        stored = self._buffer("stored", (int(self.index[which.stop - 1]) + 1 - first,), header.dtype)
-        offset = header.offset + volume * (header.n_bytes // header.n_volumes) + first * size
-        os.preadv(stream.fileno(), [stored.view(np.uint8).data], offset)
-        np.take(stored, self.index[which] - first, out=target) if stored.dtype == target.dtype else np.copyto(
-            target, stored[self.index[which] - first], casting="unsafe"
-        )
+        stored = np.empty(int(self.index[which.stop - 1]) + 1 - first, header.dtype)
+        chosen = self.index[which] - first
+        for n, row in enumerate(target):
+            offset = header.offset + n * (header.n_bytes // header.n_volumes) + first * size
+            os.preadv(stream.fileno(), [stored.view(np.uint8).data], offset)
+            np.copyto(row, stored.take(chosen, mode="clip"), casting="unsafe")
         if (header.slope, header.intercept) != (1.0, 0.0):
             target *= header.slope
             target += header.intercept
         cleaned(target)
 
-    def _buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> np.ndarray:
-        """Memory that is used again: to touch fresh pages costs more than to copy into them."""
-        size = int(np.prod(shape))
-        if name not in self._buffers or self._buffers[name].size < size:
-            self._buffers[name] = np.empty(size, dtype)
-        return self._buffers[name][:size].reshape(shape)
+    def _reused(self, shape: tuple[int, int]) -> np.ndarray:
+        """The memory of the block before: to touch fresh pages costs more than to copy into them."""
+        size = shape[0] * shape[1]
+        if self._memory.size < size:
+            self._memory = np.empty(size, np.float32)
+        return self._memory[:size].reshape(shape)
 
 
 def cleaned(values: np.ndarray) -> np.ndarray:
     """Values that are not finite, or negative, become 0 in place, as where a series is read whole."""
-    np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-    return np.maximum(values, 0, out=values)
+    np.fmax(values, 0, out=values)  # of a number and none, the number
+    if values.size and values.max() == np.inf:
+        values[values == np.inf] = 0
+    return values
 
 
 @contextmanager

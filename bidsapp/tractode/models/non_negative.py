@@ -1,8 +1,8 @@
 """Least squares under the constraint that some amplitudes are not negative: the problem behind multi-tissue deconvolution.
 
 ``min |Mx − s|² + λ|x|²`` under ``Hx ≥ 0``, with M and H shared by all voxels: Mehrotra's primal–dual interior point method
-(SIAM J Optim 1992, doi:10.1137/0802028), compiled for CPUs (`tractode.models.kernels.interior_point`), in float64. It
-comes so near that the set A of constraints that hold x can be told; the rounds of `tractode.models.deconvolution`
+(SIAM J Optim 1992, doi:10.1137/0802028), compiled for CPUs (`tractode.models.kernels.interior_point`): half its steps in
+float32, which takes half as long, the others in float64. It comes so near that the set A of constraints that hold x can be told; the rounds of `tractode.models.deconvolution`
 with a stiff penalty settle A and give x without the method's barrier. Where they do not settle, the method's own point
 is given. Departures: see there. Voxels that are not on a CPU are brought there.
 
@@ -27,6 +27,7 @@ from tractode.ops import spherical_harmonics as sh
 
 N_CONSTRAINTS = 300
 _TOLERANCE = 1e-13  # of the duality gap of each constraint, for targets scaled to 1
+_NEAR = 1e-7  # that which float32 reaches
 _FIRST_DUAL = 0.003
 _MOST = 40
 _STIFFNESS = 1e5  # ρ, P being scaled to 1
@@ -86,6 +87,13 @@ class NonNegative:
         return tuple(value.contiguous().numpy() if isinstance(value, Tensor) else value for value in tables)
 
     @cached_property
+    def single(self) -> tuple[Any, ...]:
+        """`tables` in float32."""
+        return tuple(
+            value.astype(np.float32) if getattr(value, "dtype", None) == np.float64 else value for value in self.tables
+        )
+
+    @cached_property
     def inside(self) -> tuple[Any, Any]:
         """A point that meets every constraint with something to spare, and by how much it does."""
         point = torch.zeros(self.forward.shape[1], dtype=torch.float64)
@@ -115,7 +123,7 @@ class NonNegative:
         out = torch.empty(len(rows), self.forward.shape[1], dtype=signal.dtype)
         held = torch.empty(len(rows) if keep else 0, len(self.constraint), dtype=torch.uint8)
         (columns, p), penalty = self.projection, self.penalty
-        tables, (inside, spare) = self.tables, self.inside
+        tables = self.tables
 
         def task(begin: int) -> None:
             part = slice(begin, begin + _TASK)
@@ -124,9 +132,8 @@ class NonNegative:
             multiply(rows[part], columns, target)
             scale = np.abs(target).max(-1, keepdims=True)
             target /= np.where(scale > 0, scale, 1)
-            points, slacks = np.tile(inside, (count, 1)), np.tile(spare, (count, 1))
-            duals = np.full_like(slacks, _FIRST_DUAL)
-            descend(target, *tables, _TOLERANCE, _MOST, points, slacks, duals)
+            points, slacks, duals, residuals = self._nearby(target)
+            descend(target, *tables, _TOLERANCE, _MOST, points, slacks, duals, residuals)
             those, rounds = (duals > slacks).view(np.uint8), np.empty(count, np.int32)
             exact = np.empty_like(points)
             settle(target, those, *penalty, exact, rounds)
@@ -140,6 +147,34 @@ class NonNegative:
         with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(begins)))) as pool:
             list(pool.map(task, begins))
         return out, held if keep else None
+
+    def _nearby(self, target: Any) -> tuple[Any, Any, Any, Any]:
+        """Points that float32 finds, with their slacks, duals and residuals; from `inside` where it finds none."""
+        from tractode.models.kernels.interior_point import descend
+        from tractode.models.kernels.rows import multiply
+
+        inside, spare = self.inside
+        count = len(target)
+        start = (np.tile(inside, (count, 1)), np.tile(spare, (count, 1)), np.full((count, len(spare)), _FIRST_DUAL))
+        points, slacks, duals = (value.astype(np.float32) for value in start)
+        descend(
+            target.astype(np.float32), *self.single, _NEAR, _MOST, points, slacks, duals, np.ones(count, np.float32)
+        )
+        points, slacks, duals = (value.astype(np.float64) for value in (points, slacks, duals))
+        _, quadratic, *_, columns, rows = self.tables
+        multiply(points, columns, slacks)
+        short = np.maximum(0, (_NEAR - slacks) / spare).max(-1, keepdims=True)
+        points += short * inside
+        slacks += short * spare
+        curved, pushed = np.empty_like(target), np.empty_like(target)
+        multiply(points, quadratic, curved)
+        multiply(duals, rows, pushed)
+        residuals = np.abs(curved - target - pushed).max(-1)
+        lost = ~(np.isfinite(residuals) & (duals > 0).all(-1))
+        for value, first in zip((points, slacks, duals), start, strict=True):
+            value[lost] = first[lost]
+        residuals[lost] = 1
+        return points, slacks, duals, residuals
 
     def __call__(self, signal: Float[Tensor, "v m"]) -> Float[Tensor, "v p"]:
         """The least points; dtype and device follow the signal."""

@@ -93,12 +93,13 @@ def descend(  # noqa: PLR0912
     points: Any,
     slacks: Any,
     duals: Any,
+    residuals: Any,
 ) -> None:
-    """Brings ``points``, their ``slacks`` H x > 0 and ``duals`` > 0 from where they are to the least points.
+    """Brings ``points``, their ``slacks`` H x > 0 and ``duals`` > 0 from where they are to the least points, in place.
 
     ``system_of`` (packed), ``first``, ``which`` and ``weights`` make the system (`lane_algebra.gather`) of the sums that
     ``harmonics`` makes; ``quadratic`` is P, ``columns`` H and ``rows`` Hᵀ by their columns. P and ``targets`` are scaled to 1;
-    the duality gap per constraint ends below ``tolerance``.
+    the duality gap per constraint and ``residuals``, the largest of ``|Px − q − Hᵀz|``, end below ``tolerance``.
     """
     w, n_voxels, n = 64 // targets.itemsize, targets.shape[0], targets.shape[1]
     m, size = slacks.shape[1], n + (-n) % 4
@@ -121,7 +122,7 @@ def descend(  # noqa: PLR0912
             if voxel[place] < 0 and following < n_voxels:
                 v = following
                 _fill(place, targets[v], points[v], slacks[v], duals[v], target, x, s, z, w)
-                voxel[place], age[place], residual[place] = following, 0, 1
+                voxel[place], age[place], residual[place] = following, 0, residuals[v]
                 following, n_busy = following + 1, n_busy + 1
         if not n_busy:
             return
