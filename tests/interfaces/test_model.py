@@ -145,7 +145,31 @@ def test_the_spread_of_every_map_is_written(
         assert not bool(values[~mask()].any())
         content = json.loads(Path(result.outputs[f"{name}-sd-sidecar"]).read_text())
         assert content["Model"]["Parameters"]["UncertaintyMethod"] == "laplace"
+        assert content["Model"]["Parameters"]["NoiseLevel"] == "residuals"
     assert float(read_image(Path(result.outputs["fa-sd"]), "x")[0].values[0][mask()].median()) < 0.1
+
+
+def test_the_spread_of_a_denoised_scan_follows_its_noise_map(
+    prepared: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each voxel has its own level, not its neighbour's; where there is none, the others' median."""
+    grid = read_image(Path(prepared["mask"]), "x")[0].grid
+    found = []
+    for number in range(2):
+        level = torch.full((1, *SHAPE), 5.0)
+        level[0, 1, 1, 1] = 0.0
+        level[0, 2, 3, 1] *= 1 + number
+        prepared["noise"] = str(tmp_path / f"noise{number}.nii.gz")
+        write_image(Path(prepared["noise"]), Image(grid, level))
+        result = fit(prepared, tmp_path / f"out{number}", "dti", monkeypatch, uncertainty="laplace").run().outputs
+        found.append(read_image(Path(result.outputs["md-sd"]), "x")[0].values[0])
+        content = json.loads(Path(result.outputs["md-sd-sidecar"]).read_text())
+        assert content["Model"]["Parameters"]["NoiseLevel"] == "noise map of denoising"
+    ratio = (found[1] / found[0])[mask()]
+    other = torch.zeros(SHAPE, dtype=torch.bool)
+    other[2, 3, 1] = True
+    assert float(ratio[other[mask()]][0]) == pytest.approx(2, rel=0.1)
+    torch.testing.assert_close(ratio[~other[mask()]], torch.ones(int(mask().sum()) - 1))
 
 
 def crossings(prepared: dict[str, str], affine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ from tractode.contracts import OrientationModel, SignalModel
 from tractode.fields import GradientTable, Image, ImageGrid
 from tractode.io.gradients import GradientPolicy, parse_gradients, to_table
 from tractode.io.masked_series import MaskedSeries
-from tractode.io.nifti import write_volumes
+from tractode.io.nifti import read_image, write_volumes
 from tractode.models import uncertainty
 from tractode.models.fixels import fixel_maps
 
@@ -70,10 +70,12 @@ def fit_blocks(
     method: Literal["none", "laplace", "bootstrap"] = "none",
     seed: int = 0,
     fixels: bool = False,
+    noise: Float[Tensor, "v 1"] | None = None,
 ) -> tuple[MaskedMaps, MaskedMaps]:
     """Every map of the model, and where ``method`` is not ``none`` their standard deviations (`tractode.models.uncertainty`).
 
-    With ``fixels`` those of `tractode.models.fixels` are among the maps, if the model is one of orientations.
+    With ``fixels`` those of `tractode.models.fixels` are among the maps, if the model is one of orientations. ``noise`` is the level
+    (a standard deviation) in each voxel of the series where it is known; the residuals of a denoised series tell too little of it.
     """
     maps, spread = MaskedMaps(grid, series.index), MaskedMaps(grid, series.index)
     for which, block in series.blocks(SLAB):
@@ -87,9 +89,25 @@ def fit_blocks(
         if method != "none":
             # Draws are shared by all voxels: the same seed for every block makes blocks of no consequence.
             generator = torch.Generator().manual_seed(seed)
-            found = uncertainty.standard_deviations(model, signal, gtab, method=method, generator=generator)
+            level = None if noise is None else noise[which].to(device)
+            found = uncertainty.standard_deviations(
+                model, signal, gtab, method=method, generator=generator, sigma=level
+            )
             spread.put(which, found)
     return maps, spread
+
+
+def read_noise(prepared: Mapping[str, str], index: np.ndarray, space: str) -> Float[Tensor, "v 1"] | None:
+    """The noise level that `PrepareDwi` wrote, of the voxels of a `MaskedSeries`; ``None`` where the series was not denoised.
+
+    Where denoising did not reach, it is the median of the others.
+    """
+    if "noise" not in prepared:
+        return None
+    image, _ = read_image(Path(prepared["noise"]), space)
+    level = torch.from_numpy(image.values[0].numpy().ravel(order="F")[index]).float()[:, None]
+    known = level > 0
+    return torch.where(known, level, level[known].median()) if bool(known.any()) else None
 
 
 def read_prepared_table(prepared: Mapping[str, str], n_volumes: int, grid: ImageGrid) -> GradientTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,7 +17,7 @@ from tractode.contracts import MapSpec, OrientationModel, SignalModel
 from tractode.errors import InputDataError
 from tractode.fields import GradientTable, Image
 from tractode.fields.sh import order_of
-from tractode.interfaces.fitting import FEW_ENOUGH, SLAB, MaskedMaps, fit_blocks, read_prepared_table
+from tractode.interfaces.fitting import FEW_ENOUGH, SLAB, MaskedMaps, fit_blocks, read_noise, read_prepared_table
 from tractode.interfaces.responses import own_responses, with_responses
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets
 from tractode.io.masked_series import MaskedSeries, masked_series
@@ -48,6 +49,7 @@ class FitModelInputSpec(StepInputSpec):
     left_out = traits.Dict({}, usedefault=True, desc="other models that were wished for: why they were not taken")
     uncertainty = traits.Enum("none", "laplace", "bootstrap", usedefault=True)
     responses = traits.List(traits.Str, [], usedefault=True, desc="response files instead of the scan's own")
+    fields = traits.Dict({}, usedefault=True, desc="fields of the model that the user decides, by name")
     fixels = traits.Bool(False, usedefault=True, desc="whether a model of orientations gives its fixels too")
 
 
@@ -60,7 +62,10 @@ class FitModel(Step):
     input_spec: ClassVar[type] = FitModelInputSpec
 
     def needs(self) -> list[Path]:
-        own = [Path(self.inputs.prepared[role]) for role in ("dwi", "bval", "bvec", "mask")]
+        roles = ["dwi", "bval", "bvec", "mask"]
+        if self.inputs.uncertainty != "none" and "noise" in self.inputs.prepared:
+            roles.append("noise")
+        own = [Path(self.inputs.prepared[role]) for role in roles]
         return [*own, *(Path(path) for path in self.inputs.responses)]
 
     def parameters(self) -> dict[str, Any]:
@@ -71,6 +76,7 @@ class FitModel(Step):
             "seed": self.inputs.job.random_seed if self.inputs.uncertainty != "none" else None,
             **({"refused": self.inputs.refused} if self.inputs.refused else {}),
             **({"fixels": True} if self.inputs.fixels else {}),
+            **({"fields": dict(self.inputs.fields)} if self.inputs.fields else {}),
         }
 
     def compute(self, writer: StepWriter) -> None:
@@ -82,6 +88,7 @@ class FitModel(Step):
             self._refuse(kind, gtab)
             method = self._method(writer, kind, gtab)
             model = self._model(kind, series, gtab)
+            noise = None if method == "none" else read_noise(self.inputs.prepared, series.index, f"{run.name}_dwi")
             maps, spread = fit_blocks(
                 model,
                 series,
@@ -91,13 +98,15 @@ class FitModel(Step):
                 method=method,
                 seed=job.random_seed,
                 fixels=self.inputs.fixels,
+                noise=noise,
             )
         facts = model.facts()
         self._write_maps(writer, kind, maps, facts)
         self._write_fixels(writer, model, maps, facts)
         self._write_responses(writer, model)
         if method != "none":
-            self._write_spread(writer, kind, spread, facts, method)
+            source = "residuals" if noise is None else "noise map of denoising"
+            self._write_spread(writer, kind, spread, {**facts, "NoiseLevel": source}, method)
         writer.facts.update(
             model=self.inputs.model, label=kind.label, citation=kind.citation, fit=facts,
             reason=self.inputs.reason, left_out=dict(self.inputs.left_out),
@@ -140,7 +149,8 @@ class FitModel(Step):
         given = with_responses(kind, [Path(path) for path in self.inputs.responses], gtab)
         if given is not None:
             return given
-        return kind.for_data(series.sample(FEW_ENOUGH), gtab)
+        own = kind.for_data(series.sample(FEW_ENOUGH), gtab)
+        return replace(own, **self.inputs.fields) if self.inputs.fields else own  # type: ignore[type-var]
 
     def _write_responses(self, writer: StepWriter, model: SignalModel) -> None:
         """Files that other runs may be fitted with; those estimated here are what the group level averages."""
