@@ -118,3 +118,11 @@ def test_a_further_step_says_what_it_did_and_cites_its_work_once() -> None:
     text = citations.boilerplate({"sentences": [said, list(said)]})
     assert text.count("were refined (Reisert et al., 2011).") == 1
     assert "10.1109/TMI.2011.2112769" in text.split("## References")[1]
+
+
+def test_without_an_anatomical_image_no_flow_is_claimed() -> None:
+    text = citations.boilerplate(FACTS | {"anatomical": False})
+    assert "Mean b=0 images were registered" in text
+    assert "velocity field" not in text
+    assert "arsigny2006" not in citations.citation_keys(FACTS | {"anatomical": False})
+    assert "arsigny2006" in citations.citation_keys(FACTS)

@@ -32,7 +32,8 @@ def boilerplate(facts: Mapping[str, Any]) -> str:
     facts
         ``models``: a list of ``{"label", …settings of the fit}``; ``trackers``: ``{"method", "n_streamlines", …settings}``;
         ``sentences``: pairs of what a further step did, without its full stop, and the work it rests on; ``templates``:
-        names; ``keys``: further works to cite. All may be absent.
+        names; ``anatomical``: whether an anatomical image led there (else b=0 did); ``keys``: further works to cite. All may be
+        absent.
     """
     models, trackers = facts.get("models", ()), _distinct(facts.get("trackers", ()))
     templates = list(dict.fromkeys(facts.get("templates", ())))
@@ -47,7 +48,7 @@ def boilerplate(facts: Mapping[str, Any]) -> str:
     paragraphs += [_tracker_text(tracker) for tracker in trackers]
     paragraphs += [f"{text} {_cite(key)}." for text, key in dict.fromkeys(map(tuple, facts.get("sentences", ())))]
     if templates:
-        paragraphs.append(_registration_text(templates))
+        paragraphs.append(_registration_text(templates, facts.get("anatomical", True)))
     keys = citation_keys(facts)
     listed = "\n".join(f"- {_plain(reference(key))}" for key in keys)
     return "\n\n".join(["## Methods", *paragraphs, "## References", listed]) + "\n"
@@ -61,6 +62,7 @@ def citation_keys(facts: Mapping[str, Any]) -> list[str]:
     keys |= {key.lower() for model in facts.get("models", ()) for key in _model_keys(model)}
     for template in facts.get("templates", ()):
         keys |= set(known["template_keys"].get(template, known["template_default"])) | set(known["registration"])
+        keys |= set(known["registration_flow"]) if facts.get("anatomical", True) else set()
     for key in list(keys):
         keys |= set(known["also"].get(key, ()))
     return sorted(keys)
@@ -190,16 +192,18 @@ def _tracker_text(tracker: Mapping[str, Any]) -> str:
     return f"{number} asked for with the method {tracker.get('method')}{listed}."
 
 
-def _registration_text(templates: Sequence[str]) -> str:
+def _registration_text(templates: Sequence[str], anatomical: bool) -> str:
     known = load("references")
     named = " and ".join(
         f"*{name}* {_cite(*known['template_keys'].get(name, known['template_default']))}" for name in templates
     )
+    affine = f"by an affine transform that maximises normalised mutual information {_cite('studholme1999')}"
+    if not anatomical:
+        return f"Mean b=0 images were registered to {named} {affine}; there was no anatomical image."
     return (
-        f"Images were registered to {named} by an affine transform that maximises normalised mutual information "
-        f"{_cite('studholme1999')}; with an anatomical image, followed by the flow of a stationary velocity field {_cite('arsigny2006')} "
-        f"that aligns modality-independent neighbourhood descriptors {_cite('heinrich2012')}, and mean b=0 images were aligned rigidly with it "
-        "by the same descriptors. Transforms were composed and applied once."
+        f"Anatomical images were registered to {named} {affine}, followed by the flow of a stationary velocity field "
+        f"{_cite('arsigny2006')} that aligns modality-independent neighbourhood descriptors {_cite('heinrich2012')}; mean b=0 images were "
+        "aligned rigidly with the anatomical image by the same descriptors. Transforms were composed and applied once."
     )
 
 

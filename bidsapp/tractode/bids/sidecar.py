@@ -141,10 +141,11 @@ def tractogram_sidecar(
     ``MaximumLength`` in mm, ``MaximumAngle`` between steps in degrees, ``CutoffAmplitude``. What a tracker does not say
     is written as null; everything it says is kept under ``Parameters``.
     """
+    # Lengths and angles go through voxel sizes and radians: no more digits than they have.
+    parameters = {key: round(value, 6) if isinstance(value, float) else value for key, value in parameters.items()}
     step, degrees = parameters.get("StepSize"), parameters.get("MaximumAngle")
     # The circle on which chords of one step turn by the largest angle allowed.
     radius = None if not step or not degrees else round(step / (2 * math.sin(math.radians(degrees) / 2)), 6)
-    degrees = None if degrees is None else round(degrees, 6)
     masks = [bids_uri(mask, bids_dir)]
     content = _common("Streamlines, points in RAS+ millimetres", sources, bids_dir)
     content["StreamlineSeeding"] = {

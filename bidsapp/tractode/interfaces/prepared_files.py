@@ -28,8 +28,7 @@ _CITED = {
     "unringing": ("kellner2016", "Gibbs ringing was removed by local shifts of less than a voxel"),
     "motion": (
         "cieslak2024",
-        "Head motion and eddy currents were corrected by registering every volume to its prediction from all the others, "
-        "and undone together with susceptibility distortion, where that was corrected, in one interpolation",
+        "{what} corrected by registering every volume to its prediction from all the others, and undone{together} in one interpolation",
     ),
     "outliers": ("andersson2016", "Slices that had lost signal were replaced by their prediction"),
     "bias": ("tustison2010", "The shading of receive coils was divided out"),
@@ -146,9 +145,15 @@ def tell(writer: StepWriter, parts: Sequence[Part], steps: Steps) -> None:
     """The steps for the report, and what to cite for those that were done."""
     writer.facts["preprocessing"] = steps.records
     done = [name for name, record in steps.records.items() if record["done"]]
-    writer.facts["sentences"] = [
-        [_CITED[name][1], _CITED[name][0]] for name in done if name in _CITED and steps.records[name].get("slices") != 0
-    ]
+    cited = [name for name in done if name in _CITED and steps.records[name].get("slices") != 0]
+    has_eddy = any(part.estimate is not None and part.encoding is not None for part in parts)
+    words = {
+        "what": "Head motion and eddy currents were" if has_eddy else "Head motion was",
+        "together": " together with susceptibility distortion"
+        if any(p.distortion.get("applied") for p in parts)
+        else "",
+    }
+    writer.facts["sentences"] = [[_CITED[name][1].format(**words), _CITED[name][0]] for name in cited]
     estimates = [part.estimate for part in parts if part.estimate is not None]
     if estimates:
         writer.facts["outlier_slices"] = sum(int(estimate.outliers.sum()) for estimate in estimates)

@@ -9,7 +9,7 @@ methods disagree, or what they agree on is too large for a brain, a template's m
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -275,7 +275,7 @@ def _judged(
         return False, f"{volume:.0f} ml is not the size of a brain ({_SMALLEST_ML:.0f} to {_LARGEST_ML:.0f} ml)"
     if len(names) == 1:
         if failures:
-            return False, f"only {names[0]} found a brain ({' and '.join(failures)} found none)"
+            return False, f"only {names[0]} found a brain ({_listed(list(failures))} found none)"
         return True, f"only {names[0]} was asked"
     if len(used) == 1:
         best = max(agreement.values())
@@ -284,12 +284,16 @@ def _judged(
             f"no two kinds of methods agree (the best pair overlaps by a Dice of {best:.2f}; {AGREE} is needed)",
         )
     least = min(agreement[pair] for pair in itertools.combinations(used, 2))
-    said = f"{' and '.join(used)} agree (Dice of {least:.2f} or more)"
+    said = f"{_listed(used)} agree (Dice of {least:.2f} or more)"
     left = [name for name in names if name not in used]
-    said += f"; {' and '.join(left)} did not and was left out" if left else ""
+    said += f"; {_listed(left)} did not and {'was' if len(left) == 1 else 'were'} left out" if left else ""
     if _kinds(used) == 1 and (failures or _kinds(names) > 1):
         return False, f"only methods of one kind agree: {said}"
     return True, said
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + "".join(names[-1:])
 
 
 def _millilitres(mask: Image) -> float:

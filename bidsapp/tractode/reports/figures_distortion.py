@@ -37,7 +37,10 @@ def verdict(record: Mapping[str, Any], *, run: str = "") -> Reportlet:
         banner = f'<p class="banner good">Corrected by {escape(method)}: {escape(record["reason"])}.</p>'
     else:
         banner = f'<p class="banner bad">Not corrected for susceptibility distortion: {escape(record["reason"])}.</p>'
-    facts: dict[str, object] = {"method": method, "why this one": record.get("why", ""), "link": record.get("link")}
+    why = record.get("why", "")
+    tried = record["kind"] != "none"
+    facts: dict[str, object] = {"method": method if tried else "", "why this one": why if tried else ""}
+    facts["link"] = record.get("link")
     facts |= {"phase encoding": record.get("encoding"), "images": ", ".join(record.get("images", []))}
     facts |= {"to be noted": "; ".join(record.get("notes", []))}
     facts |= _numbers(record)

@@ -52,7 +52,7 @@ def fod_glyphs(
         reportlets.append(
             Reportlet(
                 stem(run, f"{desc}{view.name}", "dwimap"), section, f"Fibre orientation distributions{place}, {view.name}", caption,
-                picture, run=run, alt=f"FOD glyphs{place} on a {view.name} plane",
+                picture, run=run, alt=f"FOD glyphs{place}, {view.name} plane",
             )
         )  # fmt: skip
     return reportlets

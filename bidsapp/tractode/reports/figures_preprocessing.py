@@ -89,7 +89,7 @@ def steps_table(records: Mapping[str, Mapping[str, Any]], *, run: str = "") -> R
     head = Markup("<thead><tr><th>step</th><th></th><th>how, or why not</th></tr></thead>")
     body = Markup('<div class="scroll"><table class="facts">{}<tbody>{}</tbody></table></div>').format(head, rows)
     said = (
-        "In this order; motion, eddy currents and susceptibility distortion were undone together, in one interpolation."
+        "In this order. What moves things (motion, eddy currents, distortion) is undone together, in one interpolation."
     )
     return Reportlet(stem(run, "steps", "dwi"), SECTION, "Steps", said, str(body), "html", run)
 
@@ -148,7 +148,7 @@ def motion_traces(
         ("correlation with\nthe prediction", [("", np.asarray(columns["prediction_correlation"]))]),
     ]
     for number, (label, lines) in enumerate(rows):
-        axes = figure.add_axes((0.09, 0.78 - 0.235 * number, 0.89, 0.19))
+        axes = figure.add_axes((0.09, 0.775 - 0.235 * number, 0.89, 0.185))
         for colour, (name, values) in enumerate(lines):
             axes.plot(np.arange(n), values, "-", lw=1.3, color=f"C{colour}" if name else "#444444", label=name)
         _mark_b0(axes, is_b0)
@@ -157,7 +157,7 @@ def motion_traces(
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelbottom=number == len(rows) - 1, labelsize=8)
         if lines[0][0]:
-            axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
+            axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 0.97), borderpad=0)
     axes.set_xlabel("volume")
     displacement = np.asarray(columns["framewise_displacement"])
     caption = (
@@ -189,7 +189,7 @@ def slice_map(
             [volume - 0.5, volume + 0.5, volume + 0.5, volume - 0.5, volume - 0.5],
             [slice_ - 0.5, slice_ - 0.5, slice_ + 0.5, slice_ + 0.5, slice_ - 0.5], "-", color="black", lw=1.2,
         )  # fmt: skip
-    _mark_b0(axes, is_b0)
+    _mark_b0(axes, is_b0, above=True)
     axes.set_xlim(-0.5, values.shape[1] - 0.5)
     axes.set_ylim(-0.5, values.shape[0] - 0.5)
     axes.set_xlabel("volume")
@@ -198,7 +198,7 @@ def slice_map(
     n = int(outliers.sum())
     caption = (
         f"{_of(part)}Signal of every slice against its prediction from the other volumes, in robust standard deviations: blue has lost "
-        f"signal. {n} of {outliers.numel()} slices were replaced{' (black frames)' if n else ''}."
+        f"signal. {n} of {outliers.numel()} slices were replaced{' (black frames)' if n else ''}. Grey, above: b=0 volumes."
     )
     title = "Slices that lost signal" + (f", {part}" if part else "")
     return Reportlet(
@@ -215,7 +215,7 @@ def carpet(before: Sequence[Glance], after: Glance, *, run: str = "") -> Reportl
         shown = axes.imshow(
             values, aspect="auto", cmap="gray", vmin=-_CONTRAST, vmax=_CONTRAST, origin="lower", interpolation="none"
         )
-        _mark_b0(axes, after.gtab.is_b0)
+        _mark_b0(axes, after.gtab.is_b0, above=True)
         axes.set_xlim(-0.5, values.shape[1] - 0.5)
         axes.set_yticks([])
         axes.set_ylabel(f"{name}\nvoxels, by slice", fontsize=9)
@@ -224,7 +224,7 @@ def carpet(before: Sequence[Glance], after: Glance, *, run: str = "") -> Reportl
     axes.set_xlabel("volume")
     caption = (
         f"Each row is a voxel of the brain (one in many), lowest slices at the bottom, as a difference from its own mean over the shell, "
-        f"±{_CONTRAST:.0%}. Lost slices are dark dashes, a moved head a vertical seam. Grey ticks: b=0 volumes."
+        f"±{_CONTRAST:.0%}. Lost slices are dark dashes, a moved head a vertical seam. Grey, above: b=0 volumes."
     )
     return Reportlet(stem(run, "carpet", "dwi"), SECTION, "Carpet", caption, encode(figure), run=run, alt="Carpet plot")
 
@@ -240,10 +240,12 @@ def _carpet(glance: Glance) -> Float[np.ndarray, "v n"]:
     return out.mT.numpy()
 
 
-def _mark_b0(axes: Axes, is_b0: Bool[Tensor, " n"]) -> None:
+def _mark_b0(axes: Axes, is_b0: Bool[Tensor, " n"], *, above: bool = False) -> None:
+    """A bar under the b=0 volumes, or over the frame of a picture that a bar would hide part of."""
+    low, high = (1.005, 1.035) if above else (0.0, 0.03)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for volume in is_b0.nonzero()[:, 0].tolist():
-        axes.axvspan(volume - 0.5, volume + 0.5, ymin=0.0, ymax=0.03, color="#777777", lw=0)
+        axes.axvspan(volume - 0.5, volume + 0.5, ymin=low, ymax=high, color="#777777", lw=0, clip_on=False)
 
 
 def _bar(figure: Figure, axes: Axes, picture: Any, label: str) -> None:

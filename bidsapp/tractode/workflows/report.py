@@ -76,8 +76,10 @@ def methods(records: Iterable[StepRecord]) -> dict[str, Any]:
         facts["sentences"] += [(sentence, key) for sentence, key in known.get("sentences", [])]
         if "template" in known and "folding" in known:
             facts["templates"].append(known["template"])
+            facts["anatomical"] = True
         if known.get("dof") == "affine":  # no anatomy: the scan itself went to the template
             facts["templates"].append(known["target"])
+            facts.setdefault("anatomical", False)
     return facts
 
 
