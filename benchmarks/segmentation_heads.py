@@ -6,6 +6,7 @@ Part of ``segmentation.py``. Bone is dark and fat bright or suppressed, as scann
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -69,23 +70,43 @@ def head(path: Path, contrast: str, seed: int, *, voxel: int = 2, size: float = 
 
     Shading (a factor of about 0.6 to 1.6) and noise are drawn from ``seed``; noise is that of a magnitude.
     """
-    labels = read_image(path, path.name.split("_")[0])[0]
-    numbers, codes = painting.compact(labels.values[0].long())
+    grid, numbers, codes, fractions = _painted_with(path, voxel)
     generator = torch.Generator().manual_seed(seed)
     levels = CONTRASTS[contrast]
     of = {code: levels.get(part, 0.0) for part, members in _PARTS.items() for code in members}
     mean = torch.tensor([of.get(int(code), 0.5 * levels["soft"] + 0.5 * levels["bone"]) for code in codes])
-    texture = 0.03 * torch.randn(labels.grid.shape, generator=generator)
+    texture = 0.03 * torch.randn(grid.shape, generator=generator)
     clean = functional.avg_pool3d((mean[numbers] * (1 + texture))[None, None], voxel)[0]
-    known = five_tissue.from_labels(labels).values
-    tissues = torch.stack((known[0] + known[1], known[2], known[3]))
-    fractions = functional.avg_pool3d(tissues[None], voxel)[0]
     knots = torch.randn(1, 1, 3, 3, 3, generator=generator)
     shading = functional.interpolate(knots, size=clean.shape[1:], mode="trilinear", align_corners=True)[0]
     lit = clean * torch.exp(0.2 * shading)
     parts = (noise * torch.randn(lit.shape, generator=generator) for _ in range(2))
     seen = (lit + next(parts)).hypot(next(parts)) * 1000
-    return Head(Image(_grid(labels.grid, voxel, size), seen), fractions)
+    return Head(Image(_grid(grid, voxel, size), seen), fractions)
+
+
+@lru_cache(maxsize=1)
+def _painted_with(path: Path, voxel: int) -> tuple[ImageGrid, Tensor, Tensor, Tensor]:
+    """Grid, labels counted on from 0, their codes; fractions of grey matter, white matter and fluid in the large voxels.
+
+    Air around the head is left out but for some voxels: no scanner's field of view is twice the head.
+    """
+    labels = read_image(path, path.name.split("_")[0])[0]
+    spans = [(int(along.min()), int(along.max()) + 1) for along in (labels.values[0] > 0).nonzero().T]
+    air = 5 * voxel
+    low = [max(0, first - air) // voxel * voxel for first, _ in spans]
+    size = [
+        (min(n, last + air) - first) // voxel * voxel
+        for (_, last), first, n in zip(spans, low, labels.grid.shape, strict=True)
+    ]
+    inside = labels.values[:, *(slice(first, first + n) for first, n in zip(low, size, strict=True))].contiguous()
+    affine = labels.grid.affine.clone()
+    affine[:3, 3] += affine[:3, :3] @ torch.tensor(low, dtype=affine.dtype)
+    grid = ImageGrid((size[0], size[1], size[2]), affine, labels.grid.space)
+    numbers, codes = painting.compact(inside[0].long())
+    known = five_tissue.from_labels(Image(grid, inside)).values
+    tissues = torch.stack((known[0] + known[1], known[2], known[3]))
+    return grid, numbers, codes, functional.avg_pool3d(tissues[None], voxel)[0]
 
 
 def diffusion(path: Path, contrast: str, seed: int, **options: float) -> tuple[Head, Image]:

@@ -23,7 +23,7 @@ def finished(out: Path, label: str, affine: torch.Tensor, fa: float) -> None:
     """What a participant's run leaves, in small."""
     ledger = Ledger(out, label, "run")
     run = f"sub-{label}_ses-a_dir-AP"
-    steps = [f"{run}_prepare-dwi", f"{run}_fit-dti", f"{run}_track-sdstream"]
+    steps = [f"{run}_prepare-dwi", f"{run}_fit-dti", f"{run}_track-sdstream", f"{run}_measure-boundary"]
     ledger.promise(
         [{"step": f"sub-{label}_prepare-T1w", "run": f"sub-{label}"}, *({"step": step, "run": run} for step in steps)]
     )
@@ -47,6 +47,8 @@ def finished(out: Path, label: str, affine: torch.Tensor, fa: float) -> None:
         writer.write("fa", folder / name, lambda path: write_image(path, Image(grid, values)))
     with ledger.writing(steps[2], [], {}) as writer:
         writer.facts.update(n_streamlines=100, median_length_mm=42.5)
+    with ledger.writing(steps[3], [], {}) as writer:
+        writer.facts["boundary"] = {"distance": 0.61}
 
 
 @pytest.fixture
@@ -83,6 +85,7 @@ def test_rows_say_what_the_runs_left(out: Path) -> None:
     assert np.isclose(float(first["median_fa"]), 0.3, atol=1e-3), "inside the mask only"
     assert np.isclose(float(second["median_fa"]), 0.4, atol=1e-3)
     assert first["template_dice"] == "0.93"
+    assert (first["boundary_distance"], third["boundary_distance"]) == ("0.61", "n/a")
     assert first["n_streamlines"] == "100"
     assert third["n_errors"] == "1"
     assert third["median_fa"] == "n/a"

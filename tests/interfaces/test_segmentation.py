@@ -14,13 +14,15 @@ from tractode.bids.query import DwiRun
 from tractode.bids.templates import BUILT_IN, Template
 from tractode.bids.tissues import TissueSource, find_tissue_source
 from tractode.errors import InputDataError
-from tractode.fields import Affine, Image, ImageGrid
+from tractode.fields import Affine, Image, ImageGrid, ShField
 from tractode.interfaces import segmentation
 from tractode.interfaces.regions import CarryRegions
 from tractode.interfaces.segmentation import MeasureBoundary, SegmentAnat
 from tractode.interfaces.step import Job
+from tractode.interfaces.tracking_plan import TrackingPlan
 from tractode.io.nifti import read_image, write_image
 from tractode.io.transforms import write_itk
+from tractode.tracking.anatomy import Anatomy
 
 ANAT, DWI = "sub-01_T1w", "sub-01_dwi"
 SHAPE = (40, 38, 34)
@@ -134,7 +136,21 @@ def test_the_scan_gets_tissues_and_a_measure_of_its_border(given: dict[str, Any]
     assert Path(measured.outputs["boundary"]).name == "sub-01_desc-boundary_qc.json"
     carried = CarryRegions(step="carry", tissues="segment", **common).run().outputs
     assert read_image(Path(carried.outputs["tissues"]), DWI)[0].values.shape[0] == 5
+    stopping_and_seeding_follow(carried.outputs, Image(grid, tissues.sum(0, keepdim=True) > 0.5))
     common["segmented"] = {}
     assert "boundary_skipped" in MeasureBoundary(step="nothing", **common).run().outputs.facts
     with pytest.raises(InputDataError, match="E-TISSUE-SEGMENT"):
         CarryRegions(step="carry again", tissues="segment", **common).run()
+
+
+def stopping_and_seeding_follow(regions: dict[str, str], brain: Image) -> None:
+    """Lines are cut by the tissues that were found, and begin where their grey and white matter meet."""
+    plan = TrackingPlan(where="interface", with_act=True)
+    field = ShField(brain.grid, torch.zeros(1, *SHAPE), 0)
+    material = plan.material(brain, None, field, regions)
+    (rule,) = plan.rules(material)
+    assert isinstance(rule, Anatomy)
+    assert rule.tissues is material.tissues
+    seeds = plan.seeding(material).draw(40, torch.Generator().manual_seed(0), 0).points
+    middle = brain.grid.to_world((torch.tensor(SHAPE, dtype=torch.float64) - 1) / 2)
+    assert float(((seeds.double() - middle).norm(dim=-1) - 20).abs().max()) < 2.0

@@ -57,7 +57,7 @@ def dice(first: torch.Tensor, second: torch.Tensor) -> float:
 def test_painted_tissues_are_found_again(oblique_affine: torch.Tensor, levels: tuple[float, ...]) -> None:
     grid, tissues = brain(oblique_affine)
     priors = wrong_priors(grid, tissues)
-    found = segment(scan(grid, tissues, levels), priors, SegmentationSettings(spacing_mm=2.0, iterations=15))
+    found = segment(scan(grid, tissues, levels), priors, SegmentationSettings(iterations=12, sweeps=2))
     inside = tissues.sum(0) > 0.5
     assert dice(found.mask, inside) > 0.96
     truth = (tissues.argmax(0) + 1) * inside
@@ -77,7 +77,7 @@ def test_painted_tissues_are_found_again(oblique_affine: torch.Tensor, levels: t
 def test_the_shading_is_found(oblique_affine: torch.Tensor) -> None:
     grid, tissues = brain(oblique_affine)
     shaded, even = scan(grid, tissues, T1W), torch.einsum("t,tijk->ijk", torch.tensor(T1W), tissues)
-    found = segment(shaded, wrong_priors(grid, tissues), SegmentationSettings(iterations=15))
+    found = segment(shaded, wrong_priors(grid, tissues), SegmentationSettings(iterations=12, sweeps=0))
     sure = found.mask & (even > 0.5)
     true = (shaded.values[0] / even.clamp_min(0.1))[sure].log()
     left = true - found.field[sure].log()
@@ -90,7 +90,7 @@ def test_storage_order_does_not_matter(oblique_affine: torch.Tensor) -> None:
     image, priors = scan(grid, tissues, T1W), wrong_priors(grid, tissues)
     turned = ImageGrid((SHAPE[2], SHAPE[0], SHAPE[1]), oblique_affine[:, [2, 0, 1, 3]], "painted")
     again = [Image(turned, one.values.permute(0, 3, 1, 2).contiguous()) for one in (image, priors)]
-    quick = SegmentationSettings(iterations=6)
+    quick = SegmentationSettings(iterations=3, sweeps=1, order=2)
     first, second = segment(image, priors, quick), segment(again[0], again[1], quick)
     assert float((second.tissues - first.tissues.permute(0, 3, 1, 2)).abs().max()) < 1e-3
 

@@ -53,6 +53,7 @@ DICTIONARY: dict[str, dict[str, str]] = {
     "n_streamlines": {"Description": "Accepted streamlines, all methods"},
     "median_length": {"Description": "Median length of the accepted streamlines", "Units": "mm"},
     "coregistration_dice": {"Description": "Overlap of the brain masks after b=0 was registered to the anatomy or, without one, to the template", "Units": "1"},
+    "boundary_distance": {"Description": "About how far the border of the anatomy's white matter lies from where b=0 shows it, after registration", "Units": "mm"},
     "template_dice": {"Description": "Overlap of the brain masks after the anatomy was registered to the first template", "Units": "1"},
     "n_folded": {"Description": "Voxels where a transform to a template folds"},
     "n_errors": {"Description": "Errors reported for this run"},
@@ -234,6 +235,7 @@ def _registration_facts(mine: Sequence[StepRecord], shared: Sequence[StepRecord]
         row["coregistration_dice"] = own[0]["dice"]
     if anatomy and anatomy[0].get("dice") is not None:
         row["template_dice"] = anatomy[0]["dice"]
+    row |= {"boundary_distance": r.facts["boundary"]["distance"] for r in mine if "boundary" in r.facts}
     folds = [record.facts["folding"].get("n_folded") for record in (*mine, *shared) if "folding" in record.facts]
     if folds and None not in folds:
         row["n_folded"] = sum(folds)
