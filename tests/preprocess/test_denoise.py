@@ -61,6 +61,19 @@ def test_it_stays_within_its_mask_and_leaves_the_rest(generator: torch.Generator
     assert bool((found.noise[~mask] == 0).all())
 
 
+def test_slabs_and_place_do_not_matter(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy = _noisy(_series(generator), generator)
+    mask = noisy[0] > 290
+    whole = denoise(noisy, mask)
+    for n_bytes in (1, 3 * noisy[:, :1].numel() * 4):  # slabs of one plane, and of three
+        monkeypatch.setattr("tractode.preprocess.denoise._SLAB", n_bytes)
+        own = noisy.clone()
+        found = denoise(own, mask, out=own)
+        assert found.signal is own
+        for name in ("signal", "noise", "rank"):
+            assert torch.equal(getattr(found, name), getattr(whole, name))
+
+
 def test_a_series_without_noise_is_left_as_it_is(generator: torch.Generator) -> None:
     clean = _series(generator)
     assert torch.allclose(denoise(clean).signal, clean, atol=0.02)

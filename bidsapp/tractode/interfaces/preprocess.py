@@ -166,7 +166,8 @@ def _denoise(part: Part, plan: PreprocessPlan, device: str, filled: tuple[int, .
         return
     settings = denoise.DenoiseSettings(stride=4 if plan.sloppy else 2)
     around = torch.from_numpy(within(scan.mask.cpu().numpy(), AROUND_MM, scan.grid.voxel_sizes)).to(device)
-    found = steps.tried("denoising", plan.denoise, lambda: denoise.denoise(scan.signal.to(device), around, settings))
+    signal = scan.signal.to(device)  # overwritten: a large series does not fit twice
+    found = steps.tried("denoising", plan.denoise, lambda: denoise.denoise(signal, around, settings, out=signal))
     if found is None:
         return
     part.noise = Image(scan.grid, found.noise.cpu()[None])
@@ -201,7 +202,7 @@ def _unring(part: Part, plan: PreprocessPlan, device: str, filled: tuple[int, ..
     encoding, share = encoding_of(metadata), fraction_of(metadata)
     along = None if encoding is None or encoding.axis not in axes else encoding.axis
     signal, said, partial = scan.signal.to(device), "shifts of less than a voxel", share if along is not None else 1.0
-    ways: dict[str, Any] = {"slice_axis": part.slice_axis, "axes": axes}
+    ways: dict[str, Any] = {"slice_axis": part.slice_axis, "axes": axes, "out": signal}
     try:
         found = unring(signal, fraction=partial, encoding_axis=along, **ways)
         said += f", for partial Fourier {share:g}" if partial < 1 else ""

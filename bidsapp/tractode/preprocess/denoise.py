@@ -7,7 +7,8 @@ doi:10.1371/journal.pone.0073021.
 
 Departures: patches stand on every second voxel of each axis and overlap, and a voxel takes the mean of all that hold it, each weighted
 by 1 / (1 + its number of components). With ``stride=1, joined="centre"`` a voxel takes its own patch alone, as in the first paper. At
-the border a patch is moved inwards until it lies within the image.
+the border a patch is moved inwards until it lies within the image. Patches are taken along the first axis, a slab at a time: what is
+held beside the series is two slabs of it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tractode.errors import InputDataError
+from tractode.errors import InputDataError, InternalError
 
 Progress = Callable[[int, int], None]
 LEAST_VOLUMES = 8
 _TILE = 256  # patches; a fixed number, so that a result does not depend on how many there are
+_SLAB = 1 << 28  # bytes of the series, about; a slab is one plane at least
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,12 @@ def denoise(
     mask: Bool[Tensor, "i j k"] | None = None,
     settings: DenoiseSettings | None = None,
     progress: Progress = lambda done, total: None,
+    *,
+    out: Float[Tensor, "n i j k"] | None = None,
 ) -> Denoised:
     """The series without its noise, where there is a mask (None: where there is any signal); elsewhere as it was.
 
-    Raises `InputDataError` (E-DENOISE-FEW) if `why_not`.
+    It is written to ``out`` if given, which may be the series itself. Raises `InputDataError` (E-DENOISE-FEW) if `why_not`.
     """
     settings = settings or DenoiseSettings()
     n, shape = len(signal), (signal.shape[1], signal.shape[2], signal.shape[3])
@@ -69,15 +73,94 @@ def denoise(
         raise InputDataError(
             reason, id="E-DENOISE-FEW", needed=f"at least {LEAST_VOLUMES} volumes", fix="leave denoising out"
         )
-    wanted = signal.abs().amax(0) > 0 if mask is None else mask
+    wanted = (signal != 0).any(0) if mask is None else mask
     extent = extents(n, shape, settings.extent)
     anchors = _anchors(wanted, settings.stride)
     starts = _starts(anchors, shape, extent)
-    total, weight, sums = _sums(signal, starts, anchors, extent, settings, progress)
-    done = (weight > 0) & wanted
-    out = torch.where(done, total / weight.clamp_min(1e-12), signal)
-    counted = sums[0].clamp_min(1.0)
-    return Denoised(out, torch.where(done, sums[1] / counted, 0.0), torch.where(done, sums[2] / counted, 0.0))
+    found = Denoised(torch.empty_like(signal) if out is None else out, signal.new_zeros(shape), signal.new_zeros(shape))
+    thickness = max(1, _SLAB // (signal[:, :1].numel() * signal.element_size()))
+    slab, done = None, 0
+    for begin in range(0, shape[0], thickness):
+        # No patch that begins farther on holds these planes: they are finished then, and not read again.
+        end = min(begin + thickness, shape[0])
+        own = ((starts[:, 0] >= begin) & (starts[:, 0] < end)).nonzero()[:, 0]
+        slab = _Slab.of(signal, begin, min(end + extent[0] - 1, shape[0]), slab)
+        for part in own.split(_TILE):
+            slab.add(starts[part], anchors[part], extent, settings)
+            done += len(part)
+            progress(done, len(starts))
+        slab.write(found, wanted[begin:end])
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Slab:
+    """Planes of the series: their signals, weighted sums of the patches' results, their weights, and sums of 1, sigma and rank.
+
+    Voxels are rows here.
+    """
+
+    first: int
+    shape: tuple[int, int, int]
+    rows: Float[Tensor, "v n"]
+    total: Float[Tensor, "v n"]
+    weight: Float[Tensor, " v"]
+    sums: Float[Tensor, "3 v"]
+
+    @classmethod
+    def of(cls, signal: Float[Tensor, "n i j k"], begin: int, end: int, before: _Slab | None) -> _Slab:
+        """The planes from ``begin`` to ``end``, with the sums of those that the slab before reached into."""
+        planes = signal[:, begin:end]
+        rows = planes.reshape(len(signal), -1).mT.contiguous()
+        slab = cls(
+            begin, (planes.shape[1], planes.shape[2], planes.shape[3]), rows, torch.zeros_like(rows),
+            rows.new_zeros(len(rows)), rows.new_zeros(3, len(rows)),
+        )  # fmt: skip
+        if before is not None:
+            skipped = (begin - before.first) * planes.shape[2] * planes.shape[3]
+            held = len(before.rows) - skipped
+            slab.total[:held] = before.total[skipped:]
+            slab.weight[:held] = before.weight[skipped:]
+            slab.sums[:, :held] = before.sums[:, skipped:]
+        return slab
+
+    def add(
+        self,
+        starts: Int[Tensor, "a 3"],
+        anchors: Int[Tensor, "a 3"],
+        extent: tuple[int, int, int],
+        settings: DenoiseSettings,
+    ) -> None:
+        """What some patches give."""
+        offset = self._flat(torch.cartesian_prod(*(torch.arange(e, device=starts.device) for e in extent)))
+        index = self._flat(starts - self._origin(starts))[:, None] + offset
+        clean, sigma, rank = patch_pca(self.rows[index], settings.estimator)
+        if settings.joined == "centre":
+            own = self._flat(anchors - self._origin(anchors))
+            clean, index, each = clean[index == own[:, None]], own, torch.ones_like(sigma)
+        else:
+            each = (1 / (1 + rank))[:, None].expand(index.shape).reshape(-1)
+            clean, index = clean.flatten(0, 1), index.reshape(-1)
+            sigma, rank = (value[:, None].expand(-1, len(offset)).reshape(-1) for value in (sigma, rank))
+        self.total.index_add_(0, index, clean * each[:, None])
+        self.weight.index_add_(0, index, each)
+        self.sums.index_add_(1, index, torch.stack((torch.ones_like(sigma), sigma, rank)))
+
+    def write(self, found: Denoised, wanted: Bool[Tensor, "i j k"]) -> None:
+        """The first planes, which are finished: as many as ``wanted`` has."""
+        part, count = slice(self.first, self.first + len(wanted)), wanted.numel()
+        done = (self.weight[:count] > 0) & wanted.reshape(-1)
+        mean = self.total[:count] / self.weight[:count, None].clamp_min(1e-12)
+        values = torch.where(done[:, None], mean, self.rows[:count])
+        found.signal[:, part] = values.mT.reshape(-1, *wanted.shape)
+        _, sigma, rank = torch.where(done, self.sums[:, :count] / self.sums[0, :count].clamp_min(1), 0.0)
+        found.noise[part], found.rank[part] = sigma.reshape(wanted.shape), rank.reshape(wanted.shape)
+
+    def _origin(self, index: Tensor) -> Int[Tensor, " 3"]:
+        return torch.tensor([self.first, 0, 0]).to(index)
+
+    def _flat(self, index: Int[Tensor, "a 3"]) -> Int[Tensor, " a"]:
+        return (index[:, 0] * self.shape[1] + index[:, 1]) * self.shape[2] + index[:, 2]
 
 
 def extents(n: int, shape: tuple[int, int, int], edge: int | None) -> tuple[int, int, int]:
@@ -108,43 +191,6 @@ def _starts(
     return (anchors - size // 2).clamp_min(0).minimum(furthest)
 
 
-def _sums(
-    signal: Float[Tensor, "n i j k"],
-    starts: Int[Tensor, "a 3"],
-    anchors: Int[Tensor, "a 3"],
-    extent: tuple[int, int, int],
-    settings: DenoiseSettings,
-    progress: Progress,
-) -> tuple[Float[Tensor, "n i j k"], Float[Tensor, "i j k"], Float[Tensor, "3 i j k"]]:
-    """Weighted sums of the patches' results, their weights, and sums of 1, sigma and rank."""
-    n, shape = len(signal), signal.shape[1:]
-    rows = signal.reshape(n, -1).mT.contiguous()
-    offset = _flat(torch.cartesian_prod(*(torch.arange(e, device=signal.device) for e in extent)), shape)
-    total, weight = torch.zeros_like(rows), rows.new_zeros(len(rows))
-    sums = rows.new_zeros(3, len(rows))
-    first, own = _flat(starts, shape), _flat(anchors, shape)
-    for begin in range(0, len(first), _TILE):
-        index = first[begin : begin + _TILE, None] + offset
-        clean, sigma, rank = patch_pca(rows[index], settings.estimator)
-        if settings.joined == "centre":
-            at = own[begin : begin + _TILE]
-            clean = clean[index == at[:, None]]
-            index, each = at, torch.ones_like(sigma)
-        else:
-            each = (1 / (1 + rank))[:, None].expand(index.shape).reshape(-1)
-            clean, index = clean.flatten(0, 1), index.reshape(-1)
-            sigma, rank = (value[:, None].expand(-1, len(offset)).reshape(-1) for value in (sigma, rank))
-        total.index_add_(0, index, clean * each[:, None])
-        weight.index_add_(0, index, each)
-        sums.index_add_(1, index, torch.stack((torch.ones_like(sigma), sigma, rank)))
-        progress(min(begin + _TILE, len(first)), len(first))
-    return total.mT.reshape(signal.shape), weight.reshape(shape), sums.reshape(3, *shape)
-
-
-def _flat(index: Int[Tensor, "a 3"], shape: torch.Size) -> Int[Tensor, " a"]:
-    return (index[:, 0] * shape[1] + index[:, 1]) * shape[2] + index[:, 2]
-
-
 def patch_pca(
     patches: Float[Tensor, "a m n"], estimator: Literal["exp1", "exp2"] = "exp2"
 ) -> tuple[Float[Tensor, "a m n"], Float[Tensor, " a"], Float[Tensor, " a"]]:
@@ -152,7 +198,10 @@ def patch_pca(
     m, n = patches.shape[1:]
     exact = patches.to(torch.float64)
     gram = exact.mT @ exact if m >= n else exact @ exact.mT
-    values, vectors = torch.linalg.eigh(gram)
+    try:
+        values, vectors = torch.linalg.eigh(gram)
+    except torch.linalg.LinAlgError as error:  # not of finite numbers; half of the series may be overwritten by now
+        raise InternalError(f"Denoising: {error}", id="E-DENOISE-EIGEN") from error
     n_noise, variance = noise_components(values, max(m, n), estimator)
     kept = torch.arange(min(m, n), device=patches.device) >= n_noise[:, None]
     basis = (vectors * kept[:, None]).to(patches)

@@ -43,8 +43,9 @@ def unring(
     encoding_axis: int | None = None,
     axes: tuple[int, ...] | None = None,
     progress: Progress = lambda done, total: None,
+    out: Float[Tensor, "n i j k"] | None = None,
 ) -> Float[Tensor, "n i j k"]:
-    """The series without ringing in the plane of its slices.
+    """The series without ringing in the plane of its slices, written to ``out`` if given, which may be the series itself.
 
     Parameters
     ----------
@@ -64,14 +65,13 @@ def unring(
     rest = [axis for axis in range(3) if axis != slice_axis]
     partial = _partial(fraction, encoding_axis, rest)
     ringing = tuple(rest.index(axis) for axis in (rest if axes is None else axes) if axis in rest)
-    images = signal.movedim(slice_axis + 1, 1)
-    shape = images.shape
-    flat = images.reshape(-1, *shape[2:])
-    parts = []
-    for begin in range(0, len(flat), _TILE):
-        parts.append(unring_slices(flat[begin : begin + _TILE], settings, partial, ringing))
-        progress(min(begin + _TILE, len(flat)), len(flat))
-    return torch.cat(parts).reshape(shape).movedim(1, slice_axis + 1).contiguous()
+    found = torch.empty_like(signal) if out is None else out
+    for volume, (images, target) in enumerate(zip(signal, found, strict=True)):
+        slices, there = images.movedim(slice_axis, 0), target.movedim(slice_axis, 0)
+        for tile, place in zip(slices.split(_TILE), there.split(_TILE), strict=True):
+            place.copy_(unring_slices(tile.contiguous(), settings, partial, ringing))
+        progress(volume + 1, len(signal))
+    return found
 
 
 def _partial(share: float, axis: int | None, plane: list[int]) -> tuple[int, int, int] | None:
