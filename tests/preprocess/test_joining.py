@@ -7,6 +7,7 @@ import math
 import torch
 from tests.preprocess import phantom_series as phantom
 
+from tractode.ops import interpolate
 from tractode.ops import volume_pose as pose
 from tractode.preprocess.joining import between, in_time
 from tractode.preprocess.level import Level
@@ -42,7 +43,9 @@ def test_contrasts_of_one_head_are_brought_together(oblique_affine: torch.Tensor
     rigid[1:] = torch.tensor([1.5, -1.0, 2.0, 0.03, -0.02, 0.02])
     scan = phantom.scan(grid, gtab, rigid, torch.zeros(len(gtab), 9).double(), sigma=10.0)
     level = Level(grid, scan.mask, 4.0, 8000)
-    means = [level.smoothed(scan.signal[part].mean(0, keepdim=True))[0] for part in (slice(0, 1), slice(1, None))]
+    at = grid.to_voxel(level.grid.centres()) / torch.tensor(level.strides)
+    soft = [level.smoothed(scan.signal[part].mean(0, keepdim=True)) for part in (slice(0, 1), slice(1, None))]
+    means = [interpolate.sample(values, at, outside="nearest")[..., 0] for values in soft]
     found = between(level, means[0], means[1], phantom.middle(grid))[0]
     assert torch.allclose(found[:3], rigid[1, :3], atol=0.4)
     assert torch.allclose(found[3:], rigid[1, 3:], atol=0.02)

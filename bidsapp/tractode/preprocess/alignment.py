@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tractode.errors import InputDataError
@@ -38,6 +38,7 @@ _INDEPENDENT = 0.3  # share of the points whose errors are their own; the images
 _FARTHEST = 9.0  # mm; a step moves nothing within _ARM mm of the centre farther
 _ARM = 60.0
 _SHORT_MM = 0.003  # a shorter step is the last one
+_AT_ONCE = 1 << 13  # voxels
 _LEAST_POINTS = 100
 _QUADRATIC = 0.3  # of what is expected of a linear eddy term, that of a quadratic one
 _LEAST_EDDY = 12  # weighted volumes from which eddy terms are held near what the gradients say
@@ -73,6 +74,7 @@ class Rounds:
         self.z = torch.zeros(n, slices, dtype=torch.float64)
         self.lost = torch.zeros(n, slices, dtype=torch.bool)
         self.prediction: Image | None = None  # one channel a volume, on the grid of the level that it was made at
+        self.filled: dict[tuple[int, int], Tensor] = {}  # lost slices (volume, number) as they are predicted
         self.level: Level | None = None
         self.is_b0 = scan.gtab.is_b0.cpu()
         self.n_terms = self._eddy_terms()
@@ -103,13 +105,17 @@ class Rounds:
             # Poses that follow the directions smoothly make a series that predicts itself as well as the true one does: only the mean
             # over directions can tell them.
             directed = number + 1 == len(rounds)
+            self.prediction = None  # it may be as large as the series: one at a time
             self.prediction = Image(self.level.grid, self._predicted(self._aligned(), directed))
+            self._fill_in()
             for volume in range(n):
                 correlation[volume] = self._step(volume)
                 progress(number * n + volume + 1, total)
             self._expect_eddy()
             if self.settings.outliers is not None and number + 2 >= len(rounds):
                 self._judge()
+                self._fill_in()
+        self.prediction = None
         self._join()
         self._anchor()
         return MotionEstimate(
@@ -142,11 +148,16 @@ class Rounds:
             return values[None]
         values, axis = values.clone(), self.settings.slice_axis
         for number in self.lost[volume].nonzero()[:, 0].tolist():
-            index = _slice_index(self.scan.grid.shape, axis, number, 1)
-            filled = self._predicted_at(volume, index)
-            target = values.select(axis, number)
-            target.copy_(filled.reshape(target.shape))
+            values.select(axis, number).copy_(self.filled[volume, number])
         return values[None]
+
+    def _fill_in(self) -> None:
+        """Predicts the lost slices."""
+        axis, shape = self.settings.slice_axis, self.scan.grid.shape
+        self.filled = {}
+        for volume, number in self.lost.nonzero().tolist():
+            values = self._predicted_at(volume, _slice_index(shape, axis, number, 1))
+            self.filled[volume, number] = values.reshape([n for which, n in enumerate(shape) if which != axis])
 
     def _predicted_at(self, volume: int, index: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
         """The latest prediction of a volume at its own voxels, as bright as it would be scanned."""
@@ -162,13 +173,24 @@ class Rounds:
     def _aligned(self) -> Float[Tensor, "n i j k"]:
         """Every volume, smoothed, on the level's grid of the reference."""
         assert self.level is not None
-        points = self.level.grid.centres(torch.float32).reshape(-1, 3)
         out = torch.empty(len(self.scan.gtab), *self.level.grid.shape)
         for volume in range(len(out)):
-            soft = self.level.smoothed(self._volume(volume))
-            values, _ = self._read(soft, volume, points)
-            out[volume] = values.reshape(self.level.grid.shape)
+            out[volume] = self._aligned_one(volume)
         return out
+
+    def _aligned_one(self, volume: int) -> Float[Tensor, "i j k"]:
+        assert self.level is not None
+        points = self.level.grid.centres(torch.float32).reshape(-1, 3)
+        values, _ = self._read(self.level.smoothed(self._volume(volume)), volume, points)
+        return values.reshape(self.level.grid.shape)
+
+    def _mean(self, volumes: Int[Tensor, " m"]) -> Float[Tensor, "i j k"]:
+        """Of some volumes, aligned."""
+        assert self.level is not None
+        total = torch.zeros(self.level.grid.shape, dtype=torch.float64)
+        for volume in volumes.tolist():
+            total += self._aligned_one(volume)
+        return (total / len(volumes)).float()
 
     def _read(
         self, soft: Float[Tensor, "1 i j k"], volume: int, points: Float[Tensor, "p 3"]
@@ -181,13 +203,29 @@ class Rounds:
         return interpolate.sample(soft, at, outside="nearest")[:, 0] * bright[0], index[0]
 
     def _predicted(self, aligned: Float[Tensor, "n i j k"], directed: bool) -> Float[Tensor, "n i j k"]:
+        """Every volume as the others predict it, in the memory of ``aligned``: both may be as large as the series."""
         assert self.level is not None
-        gtab, brain = self._table(), aligned[:, self.level.brain]
-        weighted = ~self.is_b0
-        base = brain[self.is_b0].mean(0) if bool(self.is_b0.any()) else brain.mean(0)
-        shares = (brain[weighted] / base.clamp_min(0.05 * float(base.quantile(0.9)))).double()
-        process = fitted(gtab[weighted], shares @ shares.mT / shares.shape[1]) if len(shares) > 1 else Process()
-        return predicted(left_out(gtab, process if directed else process.undirected()), aligned)
+        gtab, flat = self._table(), aligned.flatten(1)
+        process = Process()
+        if int((~self.is_b0).sum()) > 1:
+            process = fitted(gtab[~self.is_b0], self._moments(flat))
+        weights = left_out(gtab, process if directed else process.undirected())
+        for part in flat.split(_AT_ONCE, dim=1):
+            part.copy_(predicted(weights, part))
+        return aligned
+
+    def _moments(self, flat: Float[Tensor, "n v"]) -> Float[Tensor, "w w"]:
+        """Second moments over the brain of the weighted volumes, as shares of the b=0 signal."""
+        assert self.level is not None
+        index, weighted = self.level.brain.reshape(-1).nonzero()[:, 0], (~self.is_b0).nonzero()[:, 0]
+        of = self.is_b0.nonzero()[:, 0] if bool(self.is_b0.any()) else torch.arange(len(flat))
+        base = flat[of[:, None], index].mean(0)
+        least = 0.05 * float(base.quantile(0.9))
+        total = torch.zeros(len(weighted), len(weighted), dtype=torch.float64)
+        for chosen, level in zip(index.split(_AT_ONCE), base.clamp_min(least).split(_AT_ONCE), strict=True):
+            shares = (flat[weighted[:, None], chosen] / level).double()
+            total += shares @ shares.mT
+        return total / len(index)
 
     def _table(self) -> GradientTable:
         """The gradients as they lie to the head."""
@@ -289,14 +327,14 @@ class Rounds:
         if not bool(self.is_b0.any()) or bool(self.is_b0.all()):
             return
         self.level = Level(self.scan.grid, self.scan.mask, _JOINING, self.settings.points)
-        aligned = self._aligned()
-        unweighted, known = aligned[self.is_b0].mean(0), self.is_b0.clone()
+        unweighted, known = self._mean(self.is_b0.nonzero()[:, 0]), self.is_b0.clone()
         for index in self.kinds:
             if not self.is_b0[index[0]]:
                 own = torch.zeros_like(known)
                 own[index] = True
-                mean = aligned[index].mean(0)
-                self.motion = joined(self.motion, known, own, self.level, unweighted, mean, self.place.centre)
+                self.motion = joined(
+                    self.motion, known, own, self.level, unweighted, self._mean(index), self.place.centre
+                )
                 known |= own
 
     def _anchor(self) -> None:

@@ -15,24 +15,25 @@ from tractode.fields.image import ImageGrid
 from tractode.ops import smooth
 
 _MARGIN = 5.0  # mm around the brain, whose outline says most of where it is
+_AROUND = 12.0  # mm around the brain that predictions are made for
 _CUTOFF = 4.0  # robust standard deviations beyond which a difference counts for little
 
 
 class Level:
-    """Smoothing of ``width`` mm (full at half maximum), voxels of at most half of it, and at most ``n_points`` points near the brain."""
+    """Smoothing of ``width`` mm (full at half maximum), and at most ``n_points`` points near the brain.
+
+    ``grid``: the reference around the brain, in voxels of half the width or the scan's own, whichever are larger. Volumes as they were
+    scanned are thinned out by whole ``strides`` only.
+    """
 
     def __init__(self, grid: ImageGrid, mask: Bool[Tensor, "i j k"], width: float, n_points: int) -> None:
         sizes = grid.voxel_sizes
         sigma = [width / 2.355 / size for size in sizes]
         self.sigma = (sigma[0], sigma[1], sigma[2])
-        strides = [max(1, min(int(width / 2 / size), n // 8)) for size, n in zip(sizes, grid.shape, strict=True)]
+        ratios = [max(1.0, min(width / 2 / size, n // 8)) for size, n in zip(sizes, grid.shape, strict=True)]
+        strides = [int(ratio) for ratio in ratios]
         self.strides = (strides[0], strides[1], strides[2])
-        affine = grid.affine.clone()
-        affine[:3, :3] *= torch.tensor(strides, dtype=torch.float64)
-        shape = [math.ceil(n / stride) for n, stride in zip(grid.shape, strides, strict=True)]
-        self.grid = ImageGrid((shape[0], shape[1], shape[2]), affine, grid.space)
-        i, j, k = self.strides
-        self.brain = mask[::i, ::j, ::k]
+        self.grid, self.brain = _around(grid, mask, ratios)
         radius = [max(1, round(_MARGIN / size)) for size in self.grid.voxel_sizes]
         near = smooth.dilate(self.brain, (radius[0], radius[1], radius[2]))
         flat = near.reshape(-1).nonzero()[:, 0]
@@ -54,6 +55,25 @@ class Level:
         """Per mm, along RAS+, of every voxel."""
         parts = [torch.gradient(values, dim=axis)[0] for axis in range(3)]
         return torch.stack(parts, dim=-1).reshape(-1, 3) @ self.grid.inverse_affine[:3, :3].to(values)
+
+
+def _around(
+    grid: ImageGrid, mask: Bool[Tensor, "i j k"], ratios: list[float]
+) -> tuple[ImageGrid, Bool[Tensor, "r s t"]]:
+    """A grid of voxels so many times as large around the brain, and the brain on it."""
+    brain, first = mask, []
+    for axis, (ratio, size) in enumerate(zip(ratios, grid.voxel_sizes, strict=True)):
+        place = torch.arange(int((grid.shape[axis] - 1) / ratio) + 1) * ratio
+        held = mask.movedim(axis, 0).flatten(1).any(-1).nonzero()[:, 0]
+        if len(held):
+            low, high = float(held[0]) - _AROUND / size, float(held[-1]) + _AROUND / size
+            place = place[(place >= low) & (place <= high)]
+        brain = brain.index_select(axis, place.round().long())
+        first.append(float(place[0]))
+    affine = grid.affine.clone()
+    affine[:3, 3] += affine[:3, :3] @ torch.tensor(first, dtype=torch.float64)
+    affine[:3, :3] *= torch.tensor(ratios, dtype=torch.float64)
+    return ImageGrid((brain.shape[0], brain.shape[1], brain.shape[2]), affine, grid.space), brain
 
 
 def stepped(
