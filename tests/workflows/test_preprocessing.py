@@ -29,7 +29,13 @@ def table(n: int) -> GradientTable:
 
 def test_defaults_do_everything_that_the_data_support() -> None:
     plan = preprocess_of(SETTINGS)
-    assert (plan.denoise, plan.unring, plan.motion, plan.outliers, plan.bias) == ("auto", "auto", "auto", "auto", "auto")
+    assert (plan.denoise, plan.unring, plan.motion, plan.outliers, plan.bias) == (
+        "auto",
+        "auto",
+        "auto",
+        "auto",
+        "auto",
+    )
     assert preprocess_of(replace(SETTINGS, denoise="mppca")).denoise == "on"
     assert preprocess_of(replace(SETTINGS, sloppy=True)).sloppy
 
@@ -39,7 +45,13 @@ def test_defaults_do_everything_that_the_data_support() -> None:
     [
         (RUN, SETTINGS, 30, "denoising, unringing, motion and eddy currents, lost slices, coil shading", "no "),
         (RUN, replace(SETTINGS, unring="none", bias="none"), 30, "denoising, motion and eddy", "unringing"),
-        (RUN, SETTINGS, 3, "no motion and eddy currents: motion is found from what a volume has in common with others", "none,"),
+        (
+            RUN,
+            SETTINGS,
+            3,
+            "no motion and eddy currents: motion is found from what a volume has in common with others",
+            "none,",
+        ),
         (
             replace(RUN, done_by="QSIPrep 1.0"),
             SETTINGS,
@@ -61,7 +73,12 @@ def test_the_memory_of_what_is_not_done_is_not_counted() -> None:
     raw = step_memory_gb(shape, [], SETTINGS)
     assert raw["preprocessing"] > 4 * 4
     assert "preprocessing" not in step_memory_gb(shape, [], SETTINGS, is_raw=False)
-    assert step_memory_gb(shape, [], replace(SETTINGS, denoise="none"))["preprocessing"] < raw["preprocessing"]
+    alone = replace(SETTINGS, denoise="none")
+    still = replace(alone, motion="none")
+    found = [step_memory_gb(shape, [], s, n_parts=n)["preprocessing"] for s, n in ((still, 1), (alone, 1), (alone, 2))]
+    assert found == sorted(set(found)), "motion holds more than what needs no motion, joined runs more than one"
+    assert found[-1] == raw["preprocessing"]
+    assert step_memory_gb(shape, [], SETTINGS, is_raw=False, n_parts=2)["combining"] > 3 * 4
 
 
 def test_pictures_of_parts_stand_with_the_combined_run() -> None:

@@ -26,9 +26,12 @@ _BOOTSTRAP = 24  # samples of a slab's maps that are held beside it
 
 
 def step_memory_gb(
-    shape: Sequence[int], models: Sequence[str], settings: Settings, *, is_raw: bool = True
+    shape: Sequence[int], models: Sequence[str], settings: Settings, *, is_raw: bool = True, n_parts: int = 1
 ) -> dict[str, float]:
-    """GiB of each kind of step of a run of this shape ``(i, j, k[, n])``, at most; what is not raw is not preprocessed."""
+    """GiB of each kind of step of a run of this shape ``(i, j, k[, n])``, at most; what is not raw is not preprocessed.
+
+    ``n_parts``: of how many runs it is made; the shape is that of all together.
+    """
     n_voxels, scan = math.prod(shape[:3]), math.prod(shape) * 4 / _GIB
     fods = n_voxels * _SH_COMPONENTS * 4 / _GIB
     steps = {
@@ -36,8 +39,10 @@ def step_memory_gb(
         "reading and checking": _WORKER_GB + (2.4 if is_raw else 1.4) * scan + 0.3,
     }
     if is_raw and (settings.denoise, settings.unring, settings.motion) != ("none", "none", "none"):
-        # Denoising holds the series twice voxel by voxel, and twice volume by volume; the other steps an old and a new one.
-        steps["preprocessing"] = _WORKER_GB + (2.5 if settings.denoise == "none" else 4.2) * scan + 0.3
+        steps["preprocessing"] = _WORKER_GB + _most_copies(settings, n_parts) * scan + 0.3
+    elif n_parts > 1:
+        # Every run, those put on the first one's grid, and the whole.
+        steps["combining"] = _WORKER_GB + 3.2 * scan + 0.3
     if settings.output_spaces:
         steps["registration"] = _WORKER_GB + max(_REGISTRATION_GB, 2 * fods + 1.0)
     if settings.tracking:
@@ -47,6 +52,16 @@ def step_memory_gb(
     for name in models:
         steps[f"fitting {name}"] = fit_memory_gb(shape, MODELS[name], settings.uncertainty, settings.fixels)
     return steps
+
+
+def _most_copies(settings: Settings, n_parts: int) -> float:
+    """How many times preprocessing holds the series at most."""
+    if settings.denoise != "none" or n_parts > 1:
+        # Denoising holds the series twice voxel by voxel, and twice volume by volume. Of runs that are joined, one that is nearly the
+        # whole is held with its lost slices replaced, as it is interpolated, and beside what was read of all.
+        return 4.2
+    # Motion: the series, the one that is aligned and the last prediction; lost slices: the series, whole, and interpolated.
+    return 2.5 if settings.motion == "none" else 3.4
 
 
 def fit_memory_gb(
