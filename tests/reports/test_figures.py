@@ -49,6 +49,15 @@ def test_a_mosaic_prints_the_position_of_every_slice() -> None:
     assert {"L", "R", "A", "P", "S", "I"} <= printed
 
 
+def test_a_framed_picture_has_the_scales_colours_inside_its_grid_and_black_beyond() -> None:
+    image = Image(head_grid("LAS", 15.0), torch.ones(1, *head_grid("LAS", 15.0).shape))
+    sheet, scale = rows_sheet(box_of(image, None)), ColourScale(0.5, 1.5, "factor", "RdBu_r")
+    canvas = figures_slices.paint(sheet, image, scale, framed=True).reshape(-1, 3)
+    middle = scale(np.ones((1, 1)))[0, 0]
+    assert np.all(np.isclose(canvas, middle, atol=1e-2).all(-1) | (canvas == 0).all(-1))
+    assert (canvas > 0).any()
+
+
 def test_tiles_lie_inside_their_sheet_and_apart(oblique_affine: torch.Tensor) -> None:
     from tractode.fields import ImageGrid
 

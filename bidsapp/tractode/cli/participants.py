@@ -93,13 +93,11 @@ def _resolved(request: Request) -> tuple[Settings, list[str]]:
     try:
         for space in templates_among(spaces):
             find_template(space)
-    except ResourceUnavailableError:
+    except ResourceUnavailableError as error:
         if "output_spaces" in request.asked:
             raise
         spaces = (BUILT_IN,)
-        notes.append(
-            f"TemplateFlow has no files of {', '.join(settings.output_spaces)}: the built-in {BUILT_IN} is used."
-        )
+        notes.append(f"{error.found}: the built-in {BUILT_IN} is used (see TEMPLATEFLOW_HOME in the documentation).")
     notes += _generators(settings)
     return replace(settings, device=device, output_spaces=spaces), notes
 

@@ -126,7 +126,7 @@ def field(hz: Image, mask: Image, *, run: str) -> Reportlet:
     )
     return figures_slices.mosaic(
         hz, mask, desc="field", section=SECTION, title="Field", caption=caption, run=run, suffix="fieldmap",
-        scale=ColourScale(-top, top, "field (Hz)", "RdBu_r"),
+        scale=ColourScale(-top, top, "field (Hz)", "RdBu_r"), framed=True,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ _WINDOWS = {
 
 def figures(kind: type[SignalModel], image_of: Callable[[str], Image], mask: Image, run: str) -> list[Reportlet]:
     """Every picture of a fitted model; ``image_of`` makes one map at a time, so that not all are in memory together."""
-    section = "fod" if {"fod", "wm"} & {spec.param for spec in kind.maps if spec.components == "sh"} else kind.label
+    section = section_of(kind)
     scalars = [spec for spec in kind.maps if spec.components == "scalar"]
     shown: list[Reportlet] = []
     fractions = {
@@ -65,6 +65,11 @@ def figures(kind: type[SignalModel], image_of: Callable[[str], Image], mask: Ima
             desc="fod" if kind.label == "csd" else f"{kind.label}{harmonics}",
         )  # fmt: skip
     return shown
+
+
+def section_of(kind: type[SignalModel]) -> str:
+    """The section of the report that a model's pictures stand in."""
+    return "fod" if {"fod", "wm"} & {spec.param for spec in kind.maps if spec.components == "sh"} else kind.label
 
 
 def overview(

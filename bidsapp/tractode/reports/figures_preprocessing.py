@@ -128,7 +128,7 @@ def shading(field: Image, mask: Image, *, run: str = "") -> Reportlet:
     return figures_slices.mosaic(
         field, mask, desc="bias", section=SECTION, title="Coil shading",
         caption="The factor by which each place is too bright; its mean in the brain is 1. It should know no anatomy.", run=run,
-        scale=ColourScale(float(np.exp(-top)), float(np.exp(top)), "factor", "RdBu_r"),
+        scale=ColourScale(float(np.exp(-top)), float(np.exp(top)), "factor", "RdBu_r"), framed=True,
     )  # fmt: skip
 
 

@@ -44,12 +44,18 @@ def scale_of(image: Image, label: str, mask: Image | None = None, cmap: str = "g
     return ColourScale(min(low, 0.0) if low < 0.2 * high else low, high, label, cmap)
 
 
-def paint(sheet: Sheet, image: Image, scale: ColourScale) -> Float[np.ndarray, "h w 3"]:
-    """The first channel of an image on every tile of a sheet."""
+def paint(sheet: Sheet, image: Image, scale: ColourScale, *, framed: bool = False) -> Float[np.ndarray, "h w 3"]:
+    """The first channel of an image on every tile of a sheet; beyond its grid it is 0, or black whatever the scale where ``framed``."""
     canvas = sheet.blank()
+    view = Image(image.grid, torch.ones_like(image.values[:1], dtype=torch.float32))
     for tile in sheet.tiles:
         values = cut(image, tile.plane, sheet.step)[..., 0].numpy()[: tile.height, : tile.width]
-        sheet.paste(canvas, tile, scale(np.nan_to_num(values)))
+        if framed:
+            share = cut(view, tile.plane, sheet.step)[..., 0].numpy()[: tile.height, : tile.width]
+            colours = scale(np.nan_to_num(values / np.maximum(share, 0.5))) * (share > 0.5)[..., None]
+        else:
+            colours = scale(np.nan_to_num(values))
+        sheet.paste(canvas, tile, colours)
     return canvas
 
 
@@ -74,11 +80,12 @@ def mosaic(
     outlined: bool = True,
     cmap: str = "gray",
     scale: ColourScale | None = None,
+    framed: bool = False,
 ) -> Reportlet:
-    """An image in three rows of slices, with the mask's border where ``outlined``."""
+    """An image in three rows of slices, with the mask's border where ``outlined``; black beyond its grid where ``framed``."""
     sheet = rows_sheet(box_of(image, mask))
     scale = scale or scale_of(image, units, mask, cmap)
-    figure, axes = draw_sheet(sheet, paint(sheet, image, scale), scale)
+    figure, axes = draw_sheet(sheet, paint(sheet, image, scale, framed=framed), scale)
     said = caption
     if mask is not None and outlined:
         outline_mask(axes, sheet, mask, "#ff5252")
