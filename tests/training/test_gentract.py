@@ -97,7 +97,7 @@ def test_a_line_is_valid_near_its_own_bundle_only() -> None:
 def test_a_short_training_follows_the_field() -> None:
     """After some steps lines drawn in a field with the bundle 6 mm higher lie higher than in one with it lower."""
     one = problem(withheld=0.0, shifted=0.0, n_judged=0, source=SourceSettings(sd_mm=(0.5,)))
-    fit(one, LoopSettings(steps=40, learning_rate=1e-2, warm_up=5))
+    fit(one, LoopSettings(steps=12, learning_rate=1e-2, warm_up=5))
     model = GenTract(one.module, one.source, library().names, (False, False))
     rows = torch.arange(8)
     low, high = (
