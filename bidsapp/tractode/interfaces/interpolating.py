@@ -38,11 +38,16 @@ class Still:
     noise: Image | None = None
 
 
-def interpolated(part: Part, hz: Float[Tensor, "i j k"] | None, device: str) -> Still:
-    """The scan with its motion and distortion undone on its own grid, by one interpolation; as it is where there is neither."""
+def interpolated(
+    part: Part, hz: Float[Tensor, "i j k"] | None, device: str, out: Float[Tensor, "n i j k"] | None = None
+) -> Still:
+    """The scan with its motion and distortion undone on its own grid, by one interpolation; as it is where there is neither.
+
+    ``out`` is where a series that moved may be written to: the scan's own memory.
+    """
     scan = part.scan
     if part.estimate is not None:
-        return _resampled(part, hz)
+        return _resampled(part, hz, out=out)
     everywhere = torch.ones(scan.grid.shape, dtype=torch.bool)
     if hz is None:
         return Still(scan, everywhere, part.noise)
@@ -56,9 +61,13 @@ def interpolated(part: Part, hz: Float[Tensor, "i j k"] | None, device: str) -> 
 
 
 def _resampled(
-    part: Part, hz: Float[Tensor, "i j k"] | None, grid: ImageGrid | None = None, way: Affine | None = None
+    part: Part,
+    hz: Float[Tensor, "i j k"] | None,
+    grid: ImageGrid | None = None,
+    way: Affine | None = None,
+    out: Float[Tensor, "n i j k"] | None = None,
 ) -> Still:
-    found = resampled(part.scan, part.estimate, hz, part.encoding, grid, way)
+    found = resampled(part.scan, part.estimate, hz, part.encoding, grid, way, out=out)
     tell_unreplaced(part, found.unreplaced)
     return Still(found.scan, found.seen, _noise(part, found.gain, found.scan.grid, way))
 
@@ -84,17 +93,17 @@ def joined(
     ``field_of`` gives the field (Hz) on a part's grid, ``start_of`` where the search for the way between two references begins.
     """
     first = parts[0]
-    still = interpolated(first, field_of(first), device)
+    still = interpolated(first, field_of(first), device, out=first.scan.signal)  # a large series does not fit twice
     if len(parts) == 1:
-        _release(first, still)
+        _release(first)
         return still, Steps(dict(first.steps.records)), []
     series, notes = [still], []
     for part in parts[1:]:
         moved, found = _onto(first, still, part, field_of(part), start_of(first, part), device)
-        _release(part, moved)
+        _release(part)
         series.append(moved)
         notes += found
-    _release(first, still)
+    _release(first)
     steps = Steps(dict(first.steps.records))
     whole, factors = merge.merged([one.scan for one in series])
     names, said = ", ".join(part.run.name for part in parts), ", ".join(f"{factor:.3f}" for factor in factors)
@@ -104,10 +113,9 @@ def joined(
     return Still(whole, seen, _common_noise(series, factors)), steps, notes
 
 
-def _release(part: Part, still: Still) -> None:
-    """The scan as it was is not needed any more, and may be large; its table and grid are."""
-    if still.scan.signal.data_ptr() != part.scan.signal.data_ptr():
-        part.scan = replace(part.scan, signal=torch.zeros(()).expand(part.scan.signal.shape))
+def _release(part: Part) -> None:
+    """The scan as it was is not needed any more, or overwritten, and may be large; its table and grid are."""
+    part.scan = replace(part.scan, signal=torch.zeros(()).expand(part.scan.signal.shape))
 
 
 def _onto(

@@ -7,7 +7,7 @@ doi:10.1109/79.799930. Geometry and brightness: `eddy`. Lost slices are replaced
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -78,6 +78,7 @@ def resampled(
     progress: Progress | None = None,
     *,
     replace_outliers: bool = True,
+    out: Float[Tensor, "n i j k"] | None = None,
 ) -> Resampled:
     """The series in the space of the reference, its directions turned with the head; never negative.
 
@@ -92,27 +93,31 @@ def resampled(
     to_scan
         From the target's space to the scan's (of the reference), where they differ: a run merged with another one. The directions are
         turned by it too.
+    out
+        Where the series is written to, float32 on the CPU; it may be the scan's own where the grid is.
     """
     device = scan.signal.device
     scan = DWI(scan.grid, scan.signal.cpu(), scan.gtab, scan.mask.cpu())  # splines are SciPy's
     still = estimate or _nothing(scan, encoding)
     check_same_grid(scan.grid, still.grid, "A series and its motion estimate")
     place = geometry(scan.grid, still.centre, encoding or still.encoding, None if hz is None else hz.cpu())
-    signal, unreplaced = scan.signal, torch.zeros_like(still.outliers)
+    instead, unreplaced = {}, torch.zeros_like(still.outliers)
     if replace_outliers and bool(still.outliers.any()):
-        signal, unreplaced = replaced(scan, still, place)
+        instead, unreplaced = replaced(scan, still, place)
     grid = target or scan.grid
     points = grid.centres(torch.float64).reshape(-1, 3)
     points = points if to_scan is None else to_scan.map(points)
-    out = torch.empty(len(signal), *grid.shape, dtype=torch.float32)
+    n = len(scan.signal)
+    out = torch.empty(n, *grid.shape, dtype=torch.float32) if out is None else out
     seen, gain = torch.ones(len(points), dtype=torch.bool), torch.zeros(len(points))
-    for volume in range(len(signal)):
+    for volume in range(n):
         index, bright = _place_of(place, still, volume, points)
-        out[volume] = (torch.from_numpy(splined(signal[volume], index)) * bright).clamp_min(0).reshape(grid.shape)
+        values = _with(scan.signal[volume], instead.get(volume, {}), still.slice_axis)
+        out[volume] = (torch.from_numpy(splined(values, index)) * bright).clamp_min(0).reshape(grid.shape)
         seen &= inside(index, scan.grid.shape)
-        gain += noise_gain(index) * bright.square() / len(signal)
+        gain += noise_gain(index) * bright.square() / n
         if progress is not None:
-            progress(volume + 1, len(signal))
+            progress(volume + 1, n)
     gtab = still.rotated(scan.gtab)
     gtab = gtab if to_scan is None else gtab.rotated(rotation_part(to_scan.matrix).mT)
     everywhere = seen.reshape(grid.shape)
@@ -178,19 +183,30 @@ def splined(values: Float[Tensor, "i j k"], index: Float[Tensor, "p 3"]) -> Floa
     return out
 
 
+def _with(values: Float[Tensor, "i j k"], slices: Mapping[int, Tensor], axis: int) -> Float[Tensor, "i j k"]:
+    """A volume with some slices in place of its own."""
+    if not slices:
+        return values
+    values = values.clone()
+    for number, instead in slices.items():
+        values.select(axis, number).copy_(instead)
+    return values
+
+
 def replaced(
     scan: DWI, estimate: MotionEstimate, place: Geometry
-) -> tuple[Float[Tensor, "n i j k"], Bool[Tensor, "n s"]]:
-    """The series as scanned, with lost slices taken from the prediction by the other volumes; and the slices that none of them tells."""
-    out, gtab, lost = scan.signal.clone(), estimate.rotated(scan.gtab), estimate.outliers
+) -> tuple[dict[int, dict[int, Tensor]], Bool[Tensor, "n s"]]:
+    """Lost slices as scanned (of volumes, by number), predicted by the other volumes; and the slices that none of them tells."""
+    gtab, lost = estimate.rotated(scan.gtab), estimate.outliers
+    found: dict[int, dict[int, Tensor]] = {}
     process, unreplaced = _process(scan, gtab, estimate, place), torch.zeros_like(estimate.outliers)
     for volume, number in lost.nonzero().tolist():
         row = _row(gtab, process, lost, volume, number)
         if row is None:
             unreplaced[volume, number] = True
         else:
-            _replace(out, scan, estimate, place, volume, number, row)
-    return out, unreplaced
+            found.setdefault(volume, {})[number] = _replacement(scan, estimate, place, volume, number, row)
+    return found, unreplaced
 
 
 def _row(
@@ -222,10 +238,10 @@ def _process(scan: DWI, gtab: GradientTable, estimate: MotionEstimate, place: Ge
     return fitted(gtab[whole], shares @ shares.mT / shares.shape[1])
 
 
-def _replace(
-    out: Tensor, scan: DWI, estimate: MotionEstimate, place: Geometry, volume: int, number: int, row: Tensor
-) -> None:
-    """Writes the prediction of one slice, made of the other volumes where the slice's voxels lie in them."""
+def _replacement(
+    scan: DWI, estimate: MotionEstimate, place: Geometry, volume: int, number: int, row: Tensor
+) -> Float[Tensor, "p q"]:
+    """The prediction of one slice, made of the other volumes where the slice's voxels lie in them."""
     shape, axis = scan.grid.shape, estimate.slice_axis
     ranges = [torch.arange(n, dtype=torch.float64) for n in shape]
     ranges[axis] = torch.tensor([float(number)], dtype=torch.float64)
@@ -236,8 +252,7 @@ def _replace(
         total += float(row[other]) * _linear(scan.signal[other], place, estimate, other, points)
     _, bright = _place_of(place, estimate, volume, points)
     flat = (total / bright.clamp_min(0.25)).clamp_min(0)
-    shape_there = [n for which, n in enumerate(shape) if which != axis]
-    out[volume].select(axis, number).copy_(flat.reshape(shape_there))
+    return flat.reshape([n for which, n in enumerate(shape) if which != axis])
 
 
 def _linear(
