@@ -6,7 +6,7 @@
 losing signal, at three samplings. Residual: how far from where it was each point of the brain is read (motion and eddy currents
 together, mm), and the turn (degrees); RMSE of FA in white matter against the signal without noise, as scanned, corrected, and where
 nothing but noise disturbs it; lost slices found, and others called lost. Peer: DIPY's `motion_correction` (rigid, to b=0; ``--dipy-motion``).
-``denoise``: beside dwidenoise and DIPY's `mppca`. ``unring``: beside mrdegibbs and DIPY's `gibbs_removal`. (whose shifts of up to 0.9 voxels
+``denoise``: beside dwidenoise and DIPY's `mppca`. ``unring``: beside mrdegibbs and DIPY's `gibbs_removal` (whose shifts of up to 0.9 voxels
 smooth edges: where the image is flat it is as far from the truth as no correction, at edges twice as far; slices, sizes without a Nyquist
 line and fewer points of total variation were tried: .0216 to .0278). ``bias``: against the coils' shading.
 """
