@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tractode.contracts import OrientationModel, SignalModel
+from tractode.contracts import SignalModel
 from tractode.errors import InputDataError
 from tractode.fields import GradientTable
 from tractode.fields.needs import SHELLED
@@ -62,16 +62,13 @@ def explained(
     model: SignalModel, signal: Float[Tensor, "v n"], gtab: GradientTable
 ) -> tuple[Float[Tensor, "v m"], GradientTable]:
     """The signals that the model speaks of, in float64, and their table."""
-    if not isinstance(model, OrientationModel):
-        return signal.double(), gtab
-    index = model.explains(gtab)
+    index = model.explains(gtab).to(signal.device)
     return signal[:, index].double(), gtab[index]
 
 
 def why_not(model: SignalModel, gtab: GradientTable) -> str | None:
     """Why no noise level can be told from this table, in words for a user; ``None`` if it can."""
-    if isinstance(model, OrientationModel):
-        gtab = gtab[model.explains(gtab)]
+    gtab = gtab[model.explains(gtab)]
     n_unknowns = model.example(0, 1).shape[-1]
     if _smoother(gtab) is None and len(gtab) <= n_unknowns:
         return f"The error needs more volumes than unknowns; there are {len(gtab)} volumes and {n_unknowns} unknowns"
