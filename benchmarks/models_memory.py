@@ -28,15 +28,16 @@ from measure import meta, watch
 
 SHAPE, N_DIRECTIONS, N_B0, BVALS = (145, 174, 145), 90, 18, (1000.0, 2000.0, 3000.0)
 LIMIT_GB = 8.0
-PREPARE = "prepare"
-DEFAULT = [PREPARE, "dti", "dki", "msmt_csd", "csd", "noddi"]
+PREPARE, PREPROCESS = "prepare", "preprocess"
+DEFAULT = [PREPARE, PREPROCESS, "dti", "dki", "msmt_csd", "csd", "noddi"]
 SIGNALS = 512  # different voxels; noise makes each its own
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=DEFAULT,
-        help="names of models; prepare: reading and checking the scan, which is preprocessed",
+        help="names of models; prepare: reading and checking the scan, as if it were preprocessed; preprocess: every step too "
+        "(`--sloppy`: fewer patches and rounds, as large ones)",
     )  # fmt: skip
     parser.add_argument("--shape", type=int, nargs=3, default=SHAPE)
     parser.add_argument("--directions", type=int, default=N_DIRECTIONS, help="of each shell")
@@ -108,9 +109,11 @@ def measured(work: Path, name: str, facts: dict[str, Any], uncertainty: str) -> 
     if run.exit_code:
         raise SystemExit(run.output)
     shape = [*facts["shape"], facts["n_volumes"]]
+    settings = Settings(work, work, output_spaces=())
     if name == PREPARE:
-        settings = Settings(work, work, output_spaces=())
         bound = step_memory_gb(shape, (), settings, is_raw=False)["reading and checking"]
+    elif name == PREPROCESS:
+        bound = max(step_memory_gb(shape, (), settings).values())
     else:
         bound = fit_memory_gb(shape, MODELS[name], uncertainty)
     peak = round(run.peak_rss_mb * 2**20 / 1e9, 2)
@@ -179,6 +182,7 @@ def voxel_signals(gtab: Any, rng: np.random.Generator) -> np.ndarray:
 def fit(work: Path, name: str, uncertainty: str) -> None:
     """One step of the app, as its worker runs it."""
     from tractode.bids.query import DwiRun
+    from tractode.interfaces.preprocess import PreprocessPlan
     from tractode.interfaces.model import FitModel
     from tractode.interfaces.scan import PrepareDwi
     from tractode.interfaces.step import Job
@@ -191,9 +195,12 @@ def fit(work: Path, name: str, uncertainty: str) -> None:
     threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
     job = Job(work, work / "out", "01", "run", "cpu", 0, threads, False)
     os.chdir(work)
-    if name == PREPARE:
-        done = replace(run, done_by="the benchmark")
-        PrepareDwi(job=job, step="sub-01_prepare-dwi", run=done, policy=IngestPolicy(), accept_gradients=True).run()
+    if name in (PREPARE, PREPROCESS):
+        plan = PreprocessPlan("on", "on", "on", "on", "on", sloppy=True) if name == PREPROCESS else PreprocessPlan()
+        run = run if name == PREPROCESS else replace(run, done_by="the benchmark")
+        PrepareDwi(
+            job=job, step=f"sub-01_{name}-dwi", run=run, plan=plan, policy=IngestPolicy(), accept_gradients=True
+        ).run()
         return
     FitModel(job=job, step=f"sub-01_fit-{name}", run=run, prepared=prepared, model=name, uncertainty=uncertainty).run()
 
