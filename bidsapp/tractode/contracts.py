@@ -71,6 +71,15 @@ class SignalModel(ABC):
         """The model ready to fit this scan: what must be known first is estimated from it. The default knows nothing."""
         return cls()
 
+    @classmethod
+    def taken(cls, gtab: GradientTable) -> Int[Tensor, " m"]:
+        """The volumes of a scan that the model `for_data` makes is fitted to, b=0 included."""
+        return (gtab.bvals <= cls.needs.largest_b).nonzero().ravel()
+
+    def explains(self, gtab: GradientTable) -> Int[Tensor, " m"]:
+        """The volumes that this model is fitted to and that `predict` can be asked for, b=0 included."""
+        return self.taken(gtab)
+
     def facts(self) -> dict[str, Any]:
         """What this fit rested on (method, response, shell), as plain data for the sidecar and the report."""
         return {}
@@ -114,10 +123,6 @@ class OrientationModel(SignalModel):
     @abstractmethod
     def to_sh(self, params: Float[Tensor, "v p"], order: int) -> Float[Tensor, "v l"]:
         """SH coefficients of the orientation distribution up to ``order``."""
-
-    def explains(self, gtab: GradientTable) -> Int[Tensor, " m"]:
-        """The volumes that `predict` can be asked for, b=0 included; a single-shell model leaves the other shells out."""
-        return torch.arange(len(gtab))
 
 
 class Tracker(ABC):

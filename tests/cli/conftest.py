@@ -19,7 +19,7 @@ FAKE_APP = Path(__file__).with_name("fake_app.py")
 
 
 def make_run(
-    bids: Path, label: str, run: str = "", n_directions: int = 12, shape: tuple[int, int, int] = (6, 5, 4)
+    bids: Path, label: str, run: str = "", n_directions: int = 15, shape: tuple[int, int, int] = (6, 5, 4)
 ) -> Path:
     """A dwi run of noise on an oblique, left-handed grid: enough for whatever looks at headers and tables."""
     folder = bids / f"sub-{label}" / "dwi"

@@ -30,7 +30,7 @@ def test_the_plan_and_nothing_written(bids: Path, tmp_path: Path, capsys: pytest
     code, text, err = dry_run(capsys, bids, tmp_path / "out", "--participant-label", "01", "02")
     assert (code, err) == (0, "")
     assert "2 participant(s), 2 dwi run(s)" in text
-    assert "6 x 5 x 4 x 13 voxels of 2.00 x 2.01 x 2.01 mm; 1 b=0; b=1000 (12 directions)" in text
+    assert "6 x 5 x 4 x 16 voxels of 2.00 x 2.01 x 2.01 mm; 1 b=0; b=1000 (15 directions)" in text
     assert "model dti: will run: recipe auto; the data support it" in text
     assert "model csd: will run: recipe auto, the first of" in text
     assert "the largest step is" in text
@@ -61,7 +61,7 @@ def test_no_image_is_opened_beyond_its_header(
     path.write_bytes(bytes(damaged))
     code, text, _ = dry_run(capsys, bids, tmp_path / "out", "--participant-label", "01")
     assert code == 0
-    assert "64 x 64 x 28 x 13" in text
+    assert "64 x 64 x 28 x 16" in text
 
 
 @pytest.mark.parametrize(

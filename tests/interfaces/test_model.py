@@ -13,6 +13,7 @@ import torch
 
 from tractode.bids import citations
 from tractode.bids.manifest import Ledger
+from tractode.bids.pulse_timing import pulse_timing
 from tractode.bids.query import DwiRun
 from tractode.contracts import table_of_shells
 from tractode.errors import InputDataError, MissingInputError
@@ -191,7 +192,7 @@ def crossings(prepared: dict[str, str], affine: torch.Tensor) -> tuple[torch.Ten
     return axes, shares
 
 
-@pytest.mark.parametrize("name", ["csd", "gqi"])
+@pytest.mark.parametrize("name", ["csd", "msmt_csd", "gqi"])
 def test_fixels_are_where_the_fibres_are(
     prepared: dict[str, str],
     responses: list[str],
@@ -201,7 +202,7 @@ def test_fixels_are_where_the_fibres_are(
     name: str,
 ) -> None:
     axes, shares = crossings(prepared, oblique_affine)
-    given = responses[:1] if name == "csd" else []
+    given = {"csd": responses[:1], "msmt_csd": responses}.get(name, [])
     monkeypatch.setattr(fitting, "SLAB", 16)
     result = fit(prepared, tmp_path / "out", name, monkeypatch, responses=given, fixels=True).run().outputs
     label = MODELS[name].label
@@ -220,6 +221,8 @@ def test_fixels_are_where_the_fibres_are(
         density = read_image(Path(result.outputs["fixelafd"]), "x")[0].values[:2, mask()].mT.double()
         torch.testing.assert_close(density, shares.expand_as(density), rtol=0.1, atol=0.02)
     content = json.loads(Path(result.outputs["peak-sidecar"]).read_text())
+    assert ("ResponseFunction" in content) is (name != "gqi")
+    assert any("fixels" in Path(path).name for path in result.facts["reportlets"])
     assert content["OrientationEncoding"]["Type"] == "3vector"
     assert content["OrientationEncoding"]["Reference"] == "xyz"
     assert content["Fixels"]["LeastPeak"] == (0.0875 if name == "gqi" else 0.1)
@@ -246,6 +249,50 @@ def test_the_same_peaks_as_sh2peaks(
     ours = read_image(Path(found.outputs["peak"]), "x")[0].values[:6, mask()].mT.unflatten(1, (2, 3))
     torch.testing.assert_close(ours.norm(dim=-1), expected.norm(dim=-1), rtol=1e-3, atol=0.0)
     assert float(sphere.angle(ours, expected).max()) < math.radians(0.5)
+
+
+def test_the_sidecar_tells_the_diffusion_time(
+    prepared: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = fit(prepared, tmp_path / "out", "mapmri", monkeypatch)
+
+    def facts() -> tuple[dict[str, object], str]:
+        gtab, notes = step._timed(table_of_shells(BVALS, 30))
+        model = MODELS["mapmri"].for_data(torch.ones(1, len(gtab)), gtab)
+        return model.facts(), notes[0]["message"]
+
+    parameters, note = facts()
+    assert parameters["DiffusionTimeAssumed"]
+    assert "assumed" in note
+    step.inputs.run.metadata.update({"SmallDelta": 0.0106, "BigDelta": 43.1})
+    parameters, note = facts()
+    assert parameters["DiffusionTime"] == pytest.approx(0.0431 - 0.0106 / 3)
+    assert "DiffusionTimeAssumed" not in parameters
+    assert "SmallDelta, BigDelta" in note
+    assert step.parameters()["timing"] == pytest.approx([0.0106, 0.0431])
+
+
+@pytest.mark.parametrize(
+    ("metadata", "time", "problem"),
+    [
+        ({"SmallDelta": 14.2, "LargeDelta": 43.0}, 0.043 - 0.0142 / 3, ""),
+        ({"DiffusionTime": 0.04}, 0.04, ""),
+        ({"SmallDelta": [0.01] * 5, "BigDelta": [0.04] * 5}, 0.04 - 0.01 / 3, ""),
+        ({"SmallDelta": 0.01, "BigDelta": [0.02, 0.04]}, None, "not one positive time"),
+        ({"SmallDelta": 0.05, "BigDelta": 0.04}, None, "longer than"),
+        ({"BigDelta": 0.04}, None, "without SmallDelta"),
+        ({"BigDelta": "0.04", "SmallDelta": 0.01}, None, "not one positive time"),
+        ({}, None, ""),
+    ],
+    ids=str,
+)
+def test_timings_of_pulses(metadata: dict[str, object], time: float | None, problem: str) -> None:
+    timing, said = pulse_timing([metadata])
+    assert (timing is None) is (time is None)
+    if timing is not None:
+        assert timing.big_delta - timing.small_delta / 3 == pytest.approx(time)
+    assert problem in said
+    assert pulse_timing([metadata, {"DiffusionTime": 0.9}])[0] is None, "runs that differ"
 
 
 def test_a_model_that_the_data_cannot_support_is_refused(
@@ -313,7 +360,9 @@ def test_tissues_on_one_scale_are_what_is_followed(
     assert Path(outputs["fod"]).name == f"{PREFIX}_model-msmtcsd_param-wm_desc-mtnorm_dwimap.nii.gz"
     total = sum(read_image(Path(outputs[name]), "x")[0].values[0] for name in ("wm", "gm", "csf"))[inside[0]]
     assert float(total.std() / total.mean()) < 0.02, "the shading is gone"
-    field = read_image(Path(outputs["normalisation"]), "x")[0].values[0][inside[0]]
+    whole = read_image(Path(outputs["normalisation"]), "x")[0].values[0]
+    assert not bool(whole[~inside[0]].any()), "the polynomial is not carried on beyond the mask"
+    field = whole[inside[0]]
     assert float((field / shading[inside[0]]).log().std()) < 0.02
     ratio = read_image(Path(outputs["wm"]), "x")[0].values[:, inside[0]]
     torch.testing.assert_close(ratio[1], 0.1 * ratio[0], rtol=1e-4, atol=1e-6)

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from tractode.contracts import table_of_shells
 from tractode.fields import GradientTable
 from tractode.models.dti import DTI
+from tractode.models.uncertainty import standard_deviations
 from tractode.ops import log_linear, sphere
 from tractode.ops.log_linear import METHODS
 
@@ -141,3 +143,24 @@ def test_a_zero_among_the_signals_does_not_poison_the_fit() -> None:
     maps = DTI().to_maps(DTI().fit(broken, gtab))
     assert all(bool(torch.isfinite(m).all()) for m in maps.values())
     assert float(maps["fa"].max()) <= 1
+
+
+def test_a_scan_of_several_shells_is_fitted_up_to_b_1500() -> None:
+    gtab = table_of_shells((1000.0, 1510.0, 3000.0), 20)
+    low = gtab[gtab.bvals < 2000]
+    signal = DTI().predict(DTI().example(seed=1, n=3), gtab)
+    signal[:, gtab.bvals > 2000] *= 2  # what kurtosis does
+    model = DTI.for_data(signal, gtab)
+    assert model.facts()["LargestB"] == 1510
+    torch.testing.assert_close(model.fit(signal, gtab), DTI().fit(signal[:, gtab.bvals < 2000], low))
+    errors = standard_deviations(DTI(), signal[:, gtab.bvals < 2000], low)["fa"]
+    torch.testing.assert_close(standard_deviations(model, signal, gtab)["fa"], errors)  # what is not fitted is no noise
+
+
+@pytest.mark.parametrize(
+    ("bvals", "largest"),
+    [((3000.0,), 3000), ((2000.0, 3000.0), 2000), ((300.0, 2000.0, 3000.0), 2000), ((300.0,), 300)],
+)
+def test_without_a_shell_that_suits_the_next_one_is_fitted(bvals: tuple[float, ...], largest: int) -> None:
+    gtab = table_of_shells(bvals, 20)
+    assert DTI.for_data(torch.ones(1, len(gtab)), gtab).facts()["LargestB"] == largest

@@ -84,6 +84,41 @@ def test_a_model_wanted_with_several_shells_alone_is_refused_with_that_reason() 
     )
 
 
+def test_the_tensor_leaves_out_b_values_at_which_tissue_is_not_gaussian() -> None:
+    several = table_of_shells((1000.0, 2000.0, 3000.0), 32)
+    assert choose(("auto",), several).reasons["dti"].endswith("; fitted to b=1000 of 3 shells")
+    assert choose(("auto",), several, 2500.0).reasons["dti"].endswith("; fitted to b=1000, b=2000 of 3 shells")
+    high = choose(("auto",), table_of_shells((3000.0,), 32))
+    assert "dti" in high.models
+    assert "at b=3000 diffusion in tissue is not Gaussian" in high.reasons["dti"]
+    assert "fitted to" not in choose(("auto",), table_of_shells((1000.0,), 32)).reasons["dti"]
+    assert choose(("dti",), several, 500.0).refused == {"dti"}
+
+
+def test_orientations_need_directions_enough_at_a_b_value_that_shows_them() -> None:
+    for few in (table_of_shells((1000.0,), 12), table_of_shells((500.0,), 60)):
+        choice = choose(("auto",), few)
+        assert choice.models == ("dti",), "a clinical scan gets its tensor"
+        assert not choice.refused
+        for name in ("csd", "msmt_csd"):
+            named = choose((name,), few)
+            assert named.refused == {name}
+            assert "15" in named.reasons[name]
+    assert choose(("csd", "msmt_csd"), table_of_shells((700.0,), 15)).refused == frozenset()
+    # A shell that is too small for orientations still tells tissues apart.
+    n = table_of_shells((300.0, 2000.0), 32)
+    mixed = n[torch.cat([torch.arange(8), torch.arange(34, len(n))])]
+    assert len(mixed.shells()[0][1]) < 15
+    assert choose(("auto",), mixed).models == ("dti", "msmt_csd")
+
+
+def test_one_model_may_be_wished_for_under_several_conditions() -> None:
+    gtab = table_of_shells((1000.0,), 32)
+    assert choose(("msmt_csd@2?", "msmt_csd"), gtab).models == ("msmt_csd",)
+    assert choose(("msmt_csd", "msmt_csd@2?"), gtab).models == ("msmt_csd",)
+    assert not choose(("msmt_csd@2?", "msmt_csd@1|csd"), gtab).refused
+
+
 def test_a_stray_volume_is_no_shell() -> None:
     few = table_of_shells((1000.0, 2000.0), 32)
     gtab = few[torch.cat([torch.arange(len(few) - 32), torch.tensor([len(few) - 1])])]

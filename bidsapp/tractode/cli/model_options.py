@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tractode.cli.words import one_of
+from tractode.cli.words import one_of, positive
 from tractode.errors import ConfigurationError, MissingInputError
 
 UNCERTAINTIES = ("none", "laplace", "bootstrap")
@@ -35,6 +35,14 @@ def add_models(add: Callable[..., Any], models: tuple[str, ...]) -> None:
         dest="recipe",
         metavar="NAME|FILE",
         help="a recipe: TOML with models and any settings; the command line overrides it",
+    )
+    add(
+        "--dti-largest-b",
+        dest="dti_largest_b",
+        type=positive,
+        metavar="B",
+        help="the largest b-value (s/mm²) of the volumes that the tensor is fitted to (default: 1500 where that leaves "
+        "directions enough, else the next shell)",
     )
     add(
         "--uncertainty",
@@ -99,6 +107,8 @@ def check_models(values: dict[str, Any], asked: frozenset[str], notes: list[str]
     for name in sorted(asked & {"response", "response_group"}):
         if not {"csd", "msmt_csd"} & set(models):
             notes.append(f"--{name.replace('_', '-')} is for csd and msmt_csd and has no effect here.")
+    if "dti_largest_b" in asked and "dti" not in models:
+        notes.append("--dti-largest-b is for dti and has no effect here.")
     if values.get("mtnormalise") and "msmt_csd" not in models:
         notes.append("--mtnormalise is for msmt_csd and has no effect here.")
     if values.get("fixels") and not _any_orientations(models):

@@ -11,6 +11,12 @@ from torch import Tensor
 from tractode.fields.gradients import GradientTable
 from tractode.fields.scheme import Scheme, scheme_of
 
+#: What a distribution of orientations needs. Below 15 directions its degree 4 (15 coefficients), without which crossings
+#: look like dispersion, is not measured; below b = 700 s/mm² (less what scanners scatter) it is under 2 % of the b=0
+#: signal in a fibre of diffusivities 1.7 and 0.3 µm²/ms, half the noise of 30 directions at an SNR of 20.
+FEWEST_DIRECTIONS = 15
+LEAST_B = 650.0
+
 SHELLED: tuple[Scheme, ...] = ("single-shell", "multi-shell")
 ANY: tuple[Scheme, ...] = ("single-shell", "multi-shell", "grid", "scattered")
 
@@ -31,6 +37,9 @@ class Needs:
         Number of b=0 volumes.
     least_b, largest_b
         Range of b-values (s/mm²) at which the model's assumptions hold; shells outside it do not count.
+    resolving, resolving_b
+        One of the shells must have at least ``resolving`` directions at a b-value of at least ``resolving_b`` (s/mm²): the
+        others may be too few or too low to tell orientations apart.
     reach
         The largest b-value (s/mm²) that counts must be at least this.
     schemes
@@ -44,6 +53,8 @@ class Needs:
     least_b: float = 0.0
     largest_b: float = float("inf")
     reach: float = 0.0
+    resolving: int = 0
+    resolving_b: float = 0.0
     schemes: tuple[Scheme, ...] = ANY
 
     @property
@@ -54,7 +65,10 @@ class Needs:
             parts.append(self._shells_wanted())
         elif self.schemes != ANY:
             parts.append(f"a {' or '.join(self.schemes)} scheme")
-        if self.volumes > self.shells * self.directions or not set(self.schemes) <= set(SHELLED):
+        if self.resolving:
+            parts.append(self._resolving_wanted())
+        n_shelled = max(self.resolving, self.shells * self.directions)
+        if self.volumes > n_shelled or not set(self.schemes) <= set(SHELLED):
             parts.append(_counted(self.volumes, "weighted volume"))
         if self.reach:
             parts.append(f"b-values up to at least {self.reach:.0f} s/mm²")
@@ -88,7 +102,16 @@ class Needs:
         # Of a grid or of scattered directions no shells are asked, but of a table that has shells they are.
         if (scheme in SHELLED or set(self.schemes) <= set(SHELLED)) and len(self.usable_shells(gtab)) < self.shells:
             return f"{name} needs {self._shells_wanted()}; {table}"
+        if self.resolving and not self._resolves(gtab):
+            return f"{name} needs {self._resolving_wanted()}; {table}"
         return None
+
+    def _resolves(self, gtab: GradientTable) -> bool:
+        shells = self.usable_shells(gtab)
+        return any(b >= self.resolving_b and _spanning(gtab, index) >= self.resolving for b, index in shells)
+
+    def _resolving_wanted(self) -> str:
+        return f"at least {self.resolving} directions on a shell at b={self.resolving_b:.0f} or more"
 
     def _shells_wanted(self) -> str:
         between = (

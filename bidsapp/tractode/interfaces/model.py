@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from nipype.interfaces.base import traits
 
 from tractode.bids import sidecar
 from tractode.bids.manifest import StepWriter
 from tractode.bids.names import derivative
+from tractode.bids.pulse_timing import PulseTiming, pulse_timing
 from tractode.contracts import MapSpec, OrientationModel, SignalModel
 from tractode.errors import InputDataError
 from tractode.fields import GradientTable, Image
@@ -22,13 +24,14 @@ from tractode.interfaces.responses import own_responses, with_responses
 from tractode.interfaces.step import Step, StepInputSpec, save_reportlets
 from tractode.io.masked_series import MaskedSeries, masked_series
 from tractode.io.nifti import read_image
-from tractode.io.notes import warning
+from tractode.io.notes import info, warning
 from tractode.io.response import save_response
 from tractode.models import MODELS, fixels, uncertainty
-from tractode.reports import figures_models
+from tractode.reports import figures_fixels, figures_models
 
 __all__ = ["FEW_ENOUGH", "SLAB", "FitModel"]
 
+_TIMED = ("mapmri",)  # models that need the diffusion time
 Spread = Literal["none", "laplace", "bootstrap"]
 _SENTENCES = {
     "laplace": ("Standard deviations of the maps were found from the derivatives of the fits", "koay2007"),
@@ -76,6 +79,7 @@ class FitModel(Step):
             "seed": self.inputs.job.random_seed if self.inputs.uncertainty != "none" else None,
             **({"refused": self.inputs.refused} if self.inputs.refused else {}),
             **({"fixels": True} if self.inputs.fixels else {}),
+            **({"timing": [self._timing.small_delta, self._timing.big_delta]} if self._timing else {}),
             **({"fields": dict(self.inputs.fields)} if self.inputs.fields else {}),
         }
 
@@ -84,7 +88,8 @@ class FitModel(Step):
         kind: type[SignalModel] = MODELS[self.inputs.model]
         mask, _ = read_image(Path(self.inputs.prepared["mask"]), f"{run.name}_dwi")
         with masked_series(Path(self.inputs.prepared["dwi"]), mask.mask, Path.cwd()) as series:
-            gtab = read_prepared_table(self.inputs.prepared, series.n_volumes, mask.grid)
+            gtab, notes = self._timed(read_prepared_table(self.inputs.prepared, series.n_volumes, mask.grid))
+            writer.facts["notes"] = notes
             self._refuse(kind, gtab)
             method = self._method(writer, kind, gtab)
             model = self._model(kind, series, gtab)
@@ -115,12 +120,38 @@ class FitModel(Step):
             writer.facts["spread"] = list(_SENTENCES[method])
         inside = Image(mask.grid, mask.mask[None])
         figures = figures_models.figures(kind, maps.image, inside, run.name)
+        if self.inputs.fixels and isinstance(model, OrientationModel):
+            figures += figures_fixels.sticks(
+                maps.image("peak"), maps.image("fixelafd"), inside, run=run.name,
+                section=figures_models.section_of(kind), model=kind.label,
+            )  # fmt: skip
         if method != "none":
             figures += figures_models.spread(
                 [spec for spec in uncertainty.specs(kind) if spec.param in spread.values],
                 spread.image, inside, run.name, kind.label,
             )  # fmt: skip
         save_reportlets(writer, job.participant, figures)
+
+    @property
+    def _timing(self) -> PulseTiming | None:
+        return pulse_timing([scan.metadata for scan in self.inputs.run.scans])[0]
+
+    def _timed(self, gtab: GradientTable) -> tuple[GradientTable, list[dict[str, str]]]:
+        """The table with the timing of the pulses where the sidecars tell it; for a model that uses it, a note says which."""
+        timing, problem = pulse_timing([scan.metadata for scan in self.inputs.run.scans])
+        notes = []
+        if self.inputs.model in _TIMED:
+            said = (
+                f"diffusion time from {timing.source}"
+                if timing
+                else "diffusion time assumed: the sidecar does not tell"
+            )
+            note = info("N-MODEL-TIMING", f"{self.inputs.run.name}: {said}{f' ({problem})' if problem else ''}")
+            notes.append(note.record())
+        if timing is None:
+            return gtab, notes
+        small, big = (torch.full_like(gtab.bvals, time) for time in (timing.small_delta, timing.big_delta))
+        return replace(gtab, small_delta=small, big_delta=big), notes
 
     def _refuse(self, kind: type[SignalModel], gtab: GradientTable) -> None:
         reason = kind.why_not(gtab) or self.inputs.refused
@@ -141,7 +172,7 @@ class FitModel(Step):
         if reason is None:
             return method
         note = warning("W-MODEL-SPREAD", f"{self.inputs.run.name}: no uncertainty of {self.inputs.model}: {reason}")
-        writer.facts["notes"] = [{"level": note.level, "id": note.id, "message": note.message}]
+        writer.facts["notes"].append(note.record())
         return "none"
 
     def _model(self, kind: type[SignalModel], series: MaskedSeries, gtab: GradientTable) -> SignalModel:
@@ -175,8 +206,12 @@ class FitModel(Step):
     def _write_fixels(self, writer: StepWriter, model: SignalModel, maps: MaskedMaps, facts: dict[str, Any]) -> None:
         if not self.inputs.fixels or not isinstance(model, OrientationModel):
             return
+        kind = type(model)
+        # Of several tissues' responses, that of the distribution whose lobes these are.
+        lobes = next(spec.param for spec in kind.maps if spec.components == "sh")
         for spec in fixels.SPECS:
-            self._write(writer, type(model), spec, maps, facts, spec.param, more=fixels.facts(model, spec.param))
+            more = fixels.facts(model, spec.param)
+            self._write(writer, kind, spec, maps, facts, spec.param, more=more, response_of=lobes)
         writer.facts["sentences"] = [list(_FIXELS)]
 
     def _write_spread(
@@ -197,12 +232,13 @@ class FitModel(Step):
         role: str,
         desc: str | None = None,
         more: Mapping[str, Any] | None = None,
+        response_of: str | None = None,
     ) -> None:
-        """A map and its sidecar, in which ``more`` is said too."""
+        """A map and its sidecar, in which ``more`` is said too; the response is that of the map, or of the one named."""
         content = sidecar.map_sidecar(
             spec, kind.label, {k: v for k, v in facts.items() if k != "ResponseFunction"},
             [Path(self.inputs.prepared["dwi"])], None,
-            response=sidecar.response_rows(facts.get("ResponseFunction"), spec.param),
+            response=sidecar.response_rows(facts.get("ResponseFunction"), response_of or spec.param),
             sh_order=order_of(maps.values[spec.param].shape[1]) if spec.components == "sh" else None,
         )  # fmt: skip
         name = {"datatype": "dwi", "model": kind.label, "param": spec.param, "suffix": "dwimap"}

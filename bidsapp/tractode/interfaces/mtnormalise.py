@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from nipype.interfaces.base import traits
 
 from tractode.bids.manifest import StepWriter
@@ -60,7 +61,8 @@ class NormaliseTissues(Step):
             self._write(writer, name, image, content, label, name)
         field = MapSpec("normalisation", "Field that the tissues were divided by", "")
         content = {"Description": field.description, "Units": "arbitrary", **facts}
-        image = Image(mask.grid, found.field[None])
+        # A polynomial may grow without bound beyond the brain, and maps are 0 outside their mask.
+        image = Image(mask.grid, torch.where(mask.mask, found.field, 0.0)[None])
         self._write(writer, field.param, image, content, label, field.param)
         writer.roles["fod"], writer.roles["fod-sidecar"] = writer.roles["wm"], writer.roles["wm-sidecar"]
         writer.facts.update(

@@ -19,16 +19,12 @@ from torch import Tensor
 from tractode.contracts import MapSpec, OrientationModel
 from tractode.errors import InputDataError
 from tractode.fields import GradientTable
-from tractode.fields.needs import SHELLED, Needs
-from tractode.fields.scheme import scheme_of
+from tractode.fields.needs import FEWEST_DIRECTIONS, LEAST_B, SHELLED, Needs
 from tractode.models.deconvolution import Deconvolution, constrained_deconvolution
 from tractode.models.response import Response, estimate_response, gaussian_response
 from tractode.models.tissue_response import TissueResponse
 from tractode.ops import sphere
 from tractode.ops import spherical_harmonics as sh
-
-_FEWEST_DIRECTIONS = 6
-_ENOUGH_DIRECTIONS = 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +38,9 @@ class CSD(OrientationModel):
     label: ClassVar[str] = "csd"
     citation: ClassVar[str] = "Tournier2007"
     recovers: ClassVar[float] = 1e-2  # a weak penalty on the norm
-    needs: ClassVar[Needs] = Needs(directions=_FEWEST_DIRECTIONS, volumes=_FEWEST_DIRECTIONS, schemes=SHELLED)
+    needs: ClassVar[Needs] = Needs(
+        directions=FEWEST_DIRECTIONS, volumes=FEWEST_DIRECTIONS, n_b0=0, least_b=LEAST_B, schemes=SHELLED
+    )
     maps: ClassVar[tuple[MapSpec, ...]] = (
         MapSpec("fod", "Fibre orientation distribution", "arbitrary", components="sh", invariant=False),
         MapSpec("afd", "Total apparent fibre density: the integral of the FOD over the sphere", "arbitrary"),
@@ -63,26 +61,21 @@ class CSD(OrientationModel):
 
     @classmethod
     def shell(cls, gtab: GradientTable) -> Int[Tensor, " m"] | None:
-        """Volumes of the shell to use: the largest b with at least 15 directions, else with 6; ``None`` without one."""
-        for fewest in (_ENOUGH_DIRECTIONS, _FEWEST_DIRECTIONS):
-            found = [index for _, index in gtab.shells() if len(index) >= fewest]
-            if found:
-                return found[-1]
-        return None
+        """Volumes of the shell to use: the largest b with directions enough; ``None`` without one."""
+        usable = cls.needs.usable_shells(gtab)
+        return usable[-1][1] if usable else None
 
-    def explains(self, gtab: GradientTable) -> Int[Tensor, " m"]:
+    @classmethod
+    def taken(cls, gtab: GradientTable) -> Int[Tensor, " m"]:
         """The shell and the b=0 volumes, in the table's order."""
-        shell = self._checked_shell(gtab)
+        shell = cls._checked_shell(gtab)
         return torch.cat([shell, gtab.is_b0.nonzero().ravel().to(shell)]).sort().values
 
     @classmethod
     def why_not(cls, gtab: GradientTable) -> str | None:
-        if (scheme := scheme_of(gtab)) in ("grid", "scattered"):
-            return f"Spherical deconvolution needs shells; this table is a {scheme} scheme"
         shell = cls.shell(gtab)
-        if shell is None:
-            counts = ", ".join(f"b={b:.0f}: {len(index)}" for b, index in gtab.shells()) or "none"
-            return f"Spherical deconvolution needs a shell of at least {_FEWEST_DIRECTIONS} directions; this table has {counts}"
+        if (reason := super().why_not(gtab)) or shell is None:
+            return reason
         basis = sh.basis(gtab.bvecs[shell].to(torch.float64), 2)
         if int(torch.linalg.matrix_rank(basis, rtol=1e-3)) < sh.n_coefficients(2):
             return "The directions of the shell lie in a plane or repeat each other; they do not support order 2"
@@ -92,9 +85,7 @@ class CSD(OrientationModel):
     def _checked_shell(cls, gtab: GradientTable) -> Int[Tensor, " m"]:
         reason, shell = cls.why_not(gtab), cls.shell(gtab)
         if reason or shell is None:
-            raise InputDataError(
-                reason or "No shell", id="E-CSD-TABLE", needed="one shell of at least 6 directions that span the sphere"
-            )
+            raise InputDataError(reason or "No shell", id="E-CSD-TABLE", needed=cls.needs.words)
         return shell
 
     def facts(self) -> dict[str, Any]:

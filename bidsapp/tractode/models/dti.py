@@ -2,7 +2,8 @@
 
 Basser, Mattiello & LeBihan, *Estimation of the effective self-diffusion tensor from the NMR spin echo*, J Magn Reson B
 1994, doi:10.1006/jmrb.1994.1037; the five ways to fit are `tractode.ops.log_linear`'s. Departures: FA is cut at 1 where
-noise makes an eigenvalue negative; the logarithm's floor (see there).
+noise makes an eigenvalue negative; the logarithm's floor (see there); of a scan with several shells those up to b = 1500
+s/mm² are fitted, beyond which tissue is not Gaussian.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tractode.contracts import MapSpec, SignalModel
@@ -22,6 +23,8 @@ from tractode.ops import least_squares, log_linear, sphere, symmetric
 
 _B_SCALE = 1000.0  # b in ms/µm² makes the columns of the design comparable
 _LARGEST_CONDITION = 200.0
+LARGEST_B = 1550.0  # s/mm²: 1500 as scanners play it; kurtosis takes about a tenth off the log signal there
+_LEAST_B = 500.0  # s/mm²: below it noise and perfusion weigh too much to fit a tensor to them alone
 
 
 TENSOR_MAPS = (
@@ -40,18 +43,40 @@ class DTI(SignalModel):
     """Parameters: Dxx Dxy Dxz Dyy Dyz Dzz in mm²/s (RAS+ scanner frame), then ln S0.
 
     ``sigma`` is the noise of one channel in units of the signal, for ``rician``; without it each voxel estimates its own.
+    Volumes of b-values above ``largest_b`` (s/mm²) are left out of the fit; without it none is.
     """
 
     fit_method: log_linear.Method = "wls"
     sigma: float | None = None
+    largest_b: float | None = None
 
     label: ClassVar[str] = "tensor"
     citation: ClassVar[str] = "Basser1994"
     needs: ClassVar[Needs] = Needs(n_b0=0)
     maps: ClassVar[tuple[MapSpec, ...]] = TENSOR_MAPS
 
+    @classmethod
+    def for_data(cls, signal: Float[Tensor, "v n"], gtab: GradientTable) -> DTI:
+        """With the largest b-value of the volumes that a tensor holds for (see `taken`)."""
+        return cls(largest_b=float(gtab.bvals[cls.taken(gtab)].max()))
+
+    @classmethod
+    def taken(cls, gtab: GradientTable) -> Int[Tensor, " m"]:
+        """Volumes up to `LARGEST_B`; where they do not determine a tensor, the next shell too, and so on."""
+        higher = [float(gtab.bvals[index].max()) for b, index in gtab.shells() if b > LARGEST_B]
+        for largest_b in (LARGEST_B, *higher):
+            index = (gtab.bvals <= largest_b).nonzero().ravel()
+            if _why_not(gtab[index]) is None and float(gtab.bvals[index].max()) >= _LEAST_B:
+                return index
+        return torch.arange(len(gtab))
+
+    def explains(self, gtab: GradientTable) -> Int[Tensor, " m"]:
+        limit = float("inf") if self.largest_b is None else self.largest_b
+        return (gtab.bvals <= limit).nonzero().ravel()
+
     def facts(self) -> dict[str, Any]:
-        return {"FitMethod": self.fit_method}
+        limit = {} if self.largest_b is None else {"LargestB": round(self.largest_b)}
+        return {"FitMethod": self.fit_method} | limit
 
     @classmethod
     def why_not(cls, gtab: GradientTable) -> str | None:
@@ -63,13 +88,16 @@ class DTI(SignalModel):
         return (params * unit @ _design(gtab.to(params)).mT).exp()
 
     def fit(self, signal: Float[Tensor, "v n"], gtab: GradientTable) -> Float[Tensor, "v 7"]:
-        reason = _why_not(gtab)
+        index = self.explains(gtab)
+        chosen = gtab if len(index) == len(gtab) else gtab[index]
+        reason = _why_not(chosen)
         if reason:
             raise InputDataError(
                 reason, id="E-DTI-TABLE", needed="6 directions that span the tensor, and b=0 or a second b-value"
             )
-        design = least_squares.Design(_design(gtab.to(signal.to(torch.float64))))
-        fitted = log_linear.fit_voxels(signal, design, self.fit_method, self.sigma)
+        used = signal if chosen is gtab else signal[:, index.to(signal.device)]
+        design = least_squares.Design(_design(chosen.to(used.to(torch.float64))))
+        fitted = log_linear.fit_voxels(used, design, self.fit_method, self.sigma)
         return fitted / fitted.new_tensor([_B_SCALE] * 6 + [1.0])
 
     def to_maps(self, params: Float[Tensor, "v 7"]) -> dict[str, Float[Tensor, "v _"]]:

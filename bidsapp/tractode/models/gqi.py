@@ -21,7 +21,7 @@ from torch import Tensor
 from tractode.contracts import MapSpec, OrientationModel
 from tractode.errors import InputDataError
 from tractode.fields import GradientTable
-from tractode.fields.needs import Needs
+from tractode.fields.needs import FEWEST_DIRECTIONS, LEAST_B, Needs
 from tractode.models import odf
 from tractode.ops import least_squares, sh_extrema
 from tractode.ops import spherical_harmonics as sh
@@ -45,7 +45,7 @@ class GQI(OrientationModel):
 
     label: ClassVar[str] = "gqi"
     citation: ClassVar[str] = "Yeh2010"
-    needs: ClassVar[Needs] = Needs(directions=15, volumes=15)
+    needs: ClassVar[Needs] = Needs(directions=FEWEST_DIRECTIONS, volumes=FEWEST_DIRECTIONS, reach=LEAST_B)
     recovers: ClassVar[float] = 1e-8
     cutoff: ClassVar[float | None] = 0.0875  # a tenth above the uniform distribution
     maps: ClassVar[tuple[MapSpec, ...]] = (

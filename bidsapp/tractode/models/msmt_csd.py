@@ -20,7 +20,7 @@ from torch import Tensor
 from tractode.contracts import MapSpec, OrientationModel, table_of_shells
 from tractode.errors import InputDataError
 from tractode.fields import GradientTable
-from tractode.fields.needs import SHELLED, Needs
+from tractode.fields.needs import FEWEST_DIRECTIONS, LEAST_B, SHELLED, Needs
 from tractode.models.csd import CSD
 from tractode.models.deconvolution import rotational_harmonics
 from tractode.models.non_negative import NonNegative
@@ -43,7 +43,9 @@ class MSMTCSD(OrientationModel):
     label: ClassVar[str] = "msmtcsd"
     citation: ClassVar[str] = "jeurissen2014msmt"
     recovers: ClassVar[float] = 1e-3
-    needs: ClassVar[Needs] = Needs(shells=1, directions=6, volumes=6, schemes=SHELLED)
+    needs: ClassVar[Needs] = Needs(
+        volumes=FEWEST_DIRECTIONS, resolving=FEWEST_DIRECTIONS, resolving_b=LEAST_B, schemes=SHELLED
+    )
     maps: ClassVar[tuple[MapSpec, ...]] = (
         MapSpec("wm", "Fibre orientation distribution of white matter", "arbitrary", components="sh", invariant=False),
         MapSpec("gm", "Grey matter, as a coefficient of degree 0 (0 where it is not modelled)", "arbitrary"),
@@ -77,9 +79,7 @@ class MSMTCSD(OrientationModel):
     @classmethod
     def _check(cls, gtab: GradientTable) -> None:
         if reason := cls.why_not(gtab):
-            raise InputDataError(
-                reason, id="E-MSMTCSD-TABLE", needed="a b=0 volume and shells, one of at least 6 directions"
-            )
+            raise InputDataError(reason, id="E-MSMTCSD-TABLE", needed=cls.needs.words)
 
     def facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"Order": self.order, "NonNegativityConstraint": "hard"}

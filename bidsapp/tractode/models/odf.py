@@ -17,7 +17,7 @@ from torch import Tensor
 from tractode.contracts import OrientationModel
 from tractode.errors import InputDataError
 from tractode.fields import GradientTable
-from tractode.fields.needs import SHELLED, Needs
+from tractode.fields.needs import FEWEST_DIRECTIONS, LEAST_B, SHELLED, Needs
 from tractode.ops import sphere
 from tractode.ops import spherical_harmonics as sh
 
@@ -31,18 +31,22 @@ class ShellOdf(OrientationModel):
     order: int = 8
     smooth: float = 0.006
 
-    needs: ClassVar[Needs] = Needs(directions=15, volumes=15, least_b=500.0, schemes=SHELLED)
+    needs: ClassVar[Needs] = Needs(
+        directions=FEWEST_DIRECTIONS, volumes=FEWEST_DIRECTIONS, least_b=LEAST_B, schemes=SHELLED
+    )
     recovers: ClassVar[float] = 2e-2  # the regularisation
 
     def facts(self) -> dict[str, Any]:
         return {"Order": self.order, "LaplaceBeltrami": self.smooth}
 
-    def explains(self, gtab: GradientTable) -> Int[Tensor, " m"]:
-        return with_b0(gtab, self.shell(gtab))
+    @classmethod
+    def taken(cls, gtab: GradientTable) -> Int[Tensor, " m"]:
+        return with_b0(gtab, cls.shell(gtab))
 
-    def shell(self, gtab: GradientTable) -> Int[Tensor, " m"]:
+    @classmethod
+    def shell(cls, gtab: GradientTable) -> Int[Tensor, " m"]:
         """Volumes of the shell that is fitted; raises `InputDataError` (E-ODF-TABLE) where the table has none that does."""
-        reason, shell = self.why_not(gtab), chosen_shell(gtab, self.needs)
+        reason, shell = cls.why_not(gtab), chosen_shell(gtab, cls.needs)
         if reason or shell is None:
             raise InputDataError(
                 reason or "No shell", id="E-ODF-TABLE", needed="b=0 and a shell of at least 15 directions"

@@ -10,6 +10,7 @@ from tractode.contracts import OrientationModel
 from tractode.errors import TractodeError
 from tractode.fields import GradientTable
 from tractode.models import MODELS
+from tractode.models.dti import LARGEST_B
 from tractode.settings import Settings
 from tractode.workflows.recipe import Wanted, wishes
 
@@ -61,12 +62,16 @@ class Choice:
         return f"no streamlines by {', '.join(unfed)}: no model yields the field to follow" if unfed else ""
 
 
-def choose(entries: Sequence[str], gtab: GradientTable | None) -> Choice:
-    """The models for a table; without one (it could not be read, and the run will say so) the first of every wish."""
+def choose(entries: Sequence[str], gtab: GradientTable | None, dti_largest_b: float | None = None) -> Choice:
+    """The models for a table; without one (it could not be read, and the run will say so) the first of every wish.
+
+    ``dti_largest_b`` (s/mm²) is the user's own limit for the tensor.
+    """
     reasons: dict[str, str] = {}
     chosen: dict[str, bool] = {}
     lacking: dict[str, str | None] = {}
-    why_not = {name: None if gtab is None else MODELS[name].why_not(gtab) for name in MODELS}
+    why_not = {name: None if gtab is None else _why_not(name, gtab, dti_largest_b) for name in MODELS}
+    shells = {} if gtab is None else {name: _part(name, gtab, dti_largest_b) for name in MODELS if not why_not[name]}
     for wish in wishes(entries):
         passed = {name: why_not[name] or _too_few(name, wish.shells_of(name), gtab) for name in wish.names}
         able = [name for name in wish.names if passed[name] is None]
@@ -74,7 +79,7 @@ def choose(entries: Sequence[str], gtab: GradientTable | None) -> Choice:
             reasons.setdefault(name, _left_out(wish, passed[name], able))
         if able:
             chosen[able[0]] = True
-            reasons[able[0]] = _taken(able[0], wish, passed)
+            reasons[able[0]] = _taken(able[0], wish, passed) + shells.get(able[0], "")
         elif not wish.is_optional:
             # The least demanding one says what the data lack.
             chosen.setdefault(wish.names[-1], False)
@@ -93,7 +98,29 @@ def choice_of(run: Any, settings: Settings) -> Choice:
         shape, _, gtab = read_table(run, settings)
     except (TractodeError, OSError):
         return choose(settings.models, None)
-    return replace(choose(settings.models, gtab), shape=shape)
+    return replace(choose(settings.models, gtab, settings.dti_largest_b), shape=shape)
+
+
+def _why_not(name: str, gtab: GradientTable, dti_largest_b: float | None) -> str | None:
+    if name != "dti" or dti_largest_b is None:
+        return MODELS[name].why_not(gtab)
+    reason = MODELS[name].why_not(gtab[gtab.bvals <= dti_largest_b])
+    return None if reason is None else f"{reason} up to b={dti_largest_b:.0f}, the limit asked for"
+
+
+def _part(name: str, gtab: GradientTable, dti_largest_b: float | None) -> str:
+    """Which shells a model is fitted to, in words, where it leaves some out or the tensor does not hold at any."""
+    limited = name == "dti" and dti_largest_b is not None
+    taken = (gtab.bvals <= dti_largest_b).nonzero().ravel() if limited else MODELS[name].taken(gtab)
+    part = gtab[taken]
+    found = ", ".join(f"b={b:.0f}" for b, _ in part.shells())
+    said = f"; fitted to {found} of {len(gtab.shells())} shells" if len(taken) < len(gtab) else ""
+    largest = float(part.bvals.max())
+    if name == "dti" and not limited and largest > LARGEST_B:
+        said += (
+            f"; lower b-values do not determine a tensor, and at b={largest:.0f} diffusion in tissue is not Gaussian"
+        )
+    return said
 
 
 def _too_few(name: str, wanted: int, gtab: GradientTable | None) -> str | None:

@@ -69,6 +69,7 @@ def model_nodes(
             refused=choice.reasons[name].removeprefix("refused: ") if name in choice.refused else "",
             left_out={} if nodes else choice.passed_over,
             responses=response_files(settings, kind.label) if hasattr(kind, "with_responses") else [],
+            fields={"largest_b": settings.dti_largest_b} if name == "dti" and settings.dti_largest_b is not None else {},
         )  # fmt: skip
         memory = (
             fit_memory_gb(choice.shape, kind, settings.uncertainty, settings.fixels) if choice.shape else _MEMORY_GB

@@ -117,12 +117,13 @@ def problem_with(entry: str) -> str | None:
 
 def wishes(entries: Iterable[str]) -> tuple[Wanted, ...]:
     """Entries of ``models`` in full, the shipped recipes among them put in place; what was asked for before is not repeated."""
-    found: dict[tuple[str, ...], Wanted] = {}
+    found: dict[tuple[tuple[str, int], ...], Wanted] = {}
     for wish in _expanded(entries, ""):
-        known = found.get(wish.names)
+        key = tuple((name, wish.shells_of(name)) for name in wish.names)
+        known = found.get(key)
         # Asked for by name as well as by a recipe that would leave it out: then it is wanted.
         if known is None or (known.is_optional and not wish.is_optional):
-            found[wish.names] = wish
+            found[key] = wish
     return tuple(found.values())
 
 
