@@ -182,8 +182,8 @@ def voxel_signals(gtab: Any, rng: np.random.Generator) -> np.ndarray:
 def fit(work: Path, name: str, uncertainty: str) -> None:
     """One step of the app, as its worker runs it."""
     from tractode.bids.query import DwiRun
-    from tractode.interfaces.preprocess import PreprocessPlan
     from tractode.interfaces.model import FitModel
+    from tractode.interfaces.preprocess import PreprocessPlan
     from tractode.interfaces.scan import PrepareDwi
     from tractode.interfaces.step import Job
     from tractode.io.dwi import IngestPolicy
