@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from tractode.bids import citations
+from tractode.bids.manifest import StepRecord
 from tractode.bids.spec_files import load
 from tractode.generative import CODECS, GENERATORS
 from tractode.models import MODELS
 from tractode.tracking import TRACKERS
+from tractode.workflows.report import methods
 
 FACTS = {
     "models": [{"label": "tensor", "FitMethod": "wls"}, {"label": "tensor", "FitMethod": "wls"}, {"label": "csd"}],
@@ -126,3 +128,25 @@ def test_without_an_anatomical_image_no_flow_is_claimed() -> None:
     assert "velocity field" not in text
     assert "arsigny2006" not in citations.citation_keys(FACTS | {"anatomical": False})
     assert "arsigny2006" in citations.citation_keys(FACTS)
+
+
+@pytest.mark.parametrize(
+    ("writer", "cited"),
+    [("QSIPrep 1.0", "cieslak2021"), ("the HCP pipelines", "glasser2013"), ("the UK Biobank pipeline", "alfaro2018")],
+)
+def test_a_scan_preprocessed_elsewhere_is_not_called_as_acquired(writer: str, cited: str) -> None:
+    def record(name: str, done_by: str) -> StepRecord:
+        return StepRecord(
+            f"{name}_prepare-dwi", "run", "key", {}, {}, {}, {"gradients": {}, "preprocessed_by": done_by}, 0.0
+        )
+
+    scan = record("a", writer)
+    facts = methods([scan])
+    text = citations.boilerplate(facts)
+    assert f"came preprocessed by {writer}" in text
+    assert "as acquired" not in text
+    assert "No correction" not in text
+    assert cited in citations.citation_keys(facts)
+    other = record("b", "")
+    assert "Some diffusion images came" in citations.boilerplate(methods([scan, other]))
+    assert "as acquired" in citations.boilerplate(methods([other]))

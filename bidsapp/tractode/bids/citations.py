@@ -32,7 +32,7 @@ def boilerplate(facts: Mapping[str, Any]) -> str:
     facts
         ``models``: a list of ``{"label", …settings of the fit}``; ``trackers``: ``{"method", "n_streamlines", …settings}``;
         ``sentences``: pairs of what a further step did, without its full stop, and the work it rests on; ``templates``:
-        names; ``anatomical``: whether an anatomical image led there (else b=0 did); ``keys``: further works to cite. All may be
+        names; ``preprocessed``: who preprocessed scans before, ``raw``: whether there were others too; ``anatomical``: whether an anatomical image led there (else b=0 did); ``keys``: further works to cite. All may be
         absent.
     """
     models, trackers = facts.get("models", ()), _distinct(facts.get("trackers", ()))
@@ -59,6 +59,7 @@ def citation_keys(facts: Mapping[str, Any]) -> list[str]:
     known = load("references")
     keys = {key.lower() for key in facts.get("keys", ())} | {key for _, key in facts.get("sentences", ())}
     keys |= set(known["always"]) | set(known["gradient_check"])
+    keys |= {key for name in facts.get("preprocessed", ()) for key in _written_by(name)}
     keys |= {key.lower() for model in facts.get("models", ()) for key in _model_keys(model)}
     for template in facts.get("templates", ()):
         keys |= set(known["template_keys"].get(template, known["template_default"])) | set(known["registration"])
@@ -115,7 +116,24 @@ def _inline(text: str) -> str:
 
 
 def _untouched(facts: Mapping[str, Any]) -> str:
-    """What was not corrected."""
+    """What was not corrected here, and what had been corrected elsewhere."""
+    if not (writers := list(dict.fromkeys(facts.get("preprocessed", ())))):
+        return _uncorrected(facts)
+    known = [f"{name}{''.join(f' {_cite(key)}' for key in _written_by(name))}" for name in writers]
+    if not facts.get("raw"):
+        return (
+            f"Diffusion images came preprocessed by {' and '.join(known)}, and no step of preprocessing was repeated."
+        )
+    text = f"Some diffusion images came preprocessed by {' and '.join(known)}; on these no step of preprocessing was repeated."
+    return f"{text} What follows on preprocessing is said of the others. {_uncorrected(facts)}".rstrip()
+
+
+def _written_by(name: str) -> list[str]:
+    """Works on the programs that are known by their name."""
+    return [key for part, key in load("references")["preprocessed_by"].items() if part in name]
+
+
+def _uncorrected(facts: Mapping[str, Any]) -> str:
     keys = {key for _, key in facts.get("sentences", ())}
     missing = [] if keys & _SDC_KEYS else ["of susceptibility distortion"]
     missing += [] if keys & _MOTION_KEYS else ["of motion or eddy currents"]

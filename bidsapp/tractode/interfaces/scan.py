@@ -98,6 +98,7 @@ class PrepareDwi(Step):
         raw: list[dict[str, Any]] = []
         before: list[Glance] = []
         writer.facts["parts"] = [scan.name for scan in run.parts]
+        writer.facts["preprocessed_by"] = run.done_by
         for scan in run.scans:
             part = self._ingested(scan, writer)
             raw.append(scan_row(part.scan, "raw"))

@@ -63,6 +63,10 @@ def methods(records: Iterable[StepRecord]) -> dict[str, Any]:
     facts: dict[str, Any] = {"models": [], "trackers": [], "sentences": [], "templates": [], "keys": []}
     for record in records:
         known = record.facts
+        if "gradients" in known:  # a scan was prepared
+            done_by = known.get("preprocessed_by")
+            facts.setdefault("preprocessed", []).extend([done_by] if done_by else [])
+            facts["raw"] = facts.get("raw", False) or not done_by
         if "fit" in known:
             facts["models"].append({"label": known["label"], **known["fit"]})
             facts["keys"].append(known["citation"])
