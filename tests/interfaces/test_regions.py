@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline import engine as pe
 from scipy.spatial.transform import Rotation
 
-from tractode.bids.query import DwiRun
+from tractode.bids.query import AnatFile, DwiRun
 from tractode.bids.templates import BUILT_IN, Template
 from tractode.bids.tissues import find_tissue_source, need_tissue_source
 from tractode.errors import InputDataError, MissingInputError
@@ -19,6 +21,9 @@ from tractode.interfaces.regions import CarryRegions
 from tractode.interfaces.step import Job
 from tractode.io.nifti import read_image, write_image
 from tractode.io.transforms import write_itk
+from tractode.settings import Settings
+from tractode.workflows.anatomy import Anatomy
+from tractode.workflows.tissues import carry_regions
 
 DWI, ANAT = "sub-01_dir-AP_dwi", "sub-01_T1w"
 SHAPE = (22, 20, 18)
@@ -153,3 +158,18 @@ def test_tissues_are_found_among_derivatives(tmp_path: Path) -> None:
     found = find_tissue_source(bids, "01", "a", [extra])
     assert found is not None
     assert (found.path, found.kind) == (better, "five_tissue")
+
+
+def test_what_an_earlier_run_wrote_is_no_source_of_labels(tmp_path: Path) -> None:
+    bids, out = tmp_path / "bids", tmp_path / "bids" / "derivatives" / "tractode"
+    written = out / "sub-01" / "anat" / "sub-01_desc-5tt_probseg.nii.gz"
+    written.parent.mkdir(parents=True)
+    written.write_bytes(b"image")
+    node = pe.Node(IdentityInterface(["x"]), "n")
+    anatomy = Anatomy(AnatFile(bids / "T1w.nii", {}, {"sub": "01"}, "T1w", None), "sub-01_T1w", node, {})
+    run = DwiRun(bids / "d.nii", bids / "d.bval", bids / "d.bvec", {}, {"sub": "01"}, None, "sub-01")
+    with pytest.raises(MissingInputError, match="E-TISSUE-MISSING"):
+        carry_regions(run, {}, Settings(bids, out, act="labels"), "01", anatomy)
+    assert carry_regions(run, {}, Settings(bids, tmp_path, act="labels"), "01", anatomy).inputs.tissue_path == str(
+        written
+    )

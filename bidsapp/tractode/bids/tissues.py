@@ -71,7 +71,12 @@ def find_tissue_source(
 
 
 def need_tissue_source(
-    bids_dir: Path, label: str, session: str | None = None, derivatives: Iterable[Path | str] = ()
+    bids_dir: Path,
+    label: str,
+    session: str | None = None,
+    derivatives: Iterable[Path | str] = (),
+    *,
+    own: Path | None = None,
 ) -> TissueSource:
     """`find_tissue_source`, or the error that says what was looked for.
 
@@ -81,7 +86,7 @@ def need_tissue_source(
         There is none.
     """
     derivatives = list(derivatives)
-    source = find_tissue_source(bids_dir, label, session, derivatives)
+    source = find_tissue_source(bids_dir, label, session, derivatives, own=own)
     if source is not None:
         return source
     looked = ", ".join(str(path) for path in [*derivatives, bids_dir / "derivatives"])

@@ -43,7 +43,9 @@ def carry_regions(
                 fix="add it to the dataset, or use --act template",
             )
         if settings.act == "labels":
-            source = need_tissue_source(settings.bids_dir, participant, run.session, settings.derivatives)
+            source = need_tissue_source(
+                settings.bids_dir, participant, run.session, settings.derivatives, own=settings.output_dir
+            )
             step.inputs.tissues, step.inputs.tissue_path = source.kind, str(source.path)
         else:
             if anatomy.segmented is None:
