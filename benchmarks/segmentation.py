@@ -142,8 +142,8 @@ def scan_row(path: Path, contrast: str, seed: int, size: float, is_slab: bool) -
 
 
 def _otsu(image: Image) -> Any:
-    """As DIPY's own examples call it for a b=0 image of about 2 mm."""
-    _, mask = median_otsu(image.values[0].numpy(), median_radius=3, numpass=1, dilate=2)
+    """As DIPY's own examples call it for a b=0 image, but not dilated, as no other mask here is."""
+    _, mask = median_otsu(image.values[0].numpy(), median_radius=3, numpass=1)
     return mask.astype(bool)
 
 
