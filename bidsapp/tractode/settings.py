@@ -82,7 +82,7 @@ class Settings:
     fixels
         Whether peaks, integrals and dispersions of the lobes of orientation distributions are written.
     tracking
-        Names of trackers; empty means ``--no-tracking``.
+        Names of trackers, or ``auto``: what follows the best field that a run's models yield; empty means ``--no-tracking``.
     n_seeds
         Where given, every streamline of so many seeds is kept, whatever their number (``n_streamlines`` is not used).
     seeding
@@ -166,7 +166,7 @@ class Settings:
     response_group: bool = False
     mtnormalise: bool = False
     fixels: bool = False
-    tracking: tuple[str, ...] = ("sdstream",)
+    tracking: tuple[str, ...] = ("auto",)
     n_streamlines: int = 100_000
     n_seeds: int | None = None
     seeding: Literal["white-matter", "brain", "grid", "interface", "dynamic"] = "white-matter"

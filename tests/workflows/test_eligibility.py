@@ -147,6 +147,15 @@ def test_trackers_without_a_field_are_told() -> None:
     assert choice.follows("tensordet")
     assert not choice.follows("sdstream")
     assert "sdstream" in choice.untracked(("sdstream", "tensordet"))
+    assert choice.trackers(("sdstream",)) == ()
+
+
+def test_what_is_tracked_by_default_follows_the_best_field_there_is() -> None:
+    oriented, few = choose(("auto",), table_of_shells((1000.0,), 32)), choose(("auto",), table_of_shells((1000.0,), 12))
+    assert oriented.trackers(("auto", "sdstream", "ifod2")) == ("sdstream", "ifod2")
+    assert oriented.untracked(("auto",)) == ""
+    assert few.trackers(("auto",)) == ("tensordet",)
+    assert "streamlines follow the tensor" in few.untracked(("auto",))
 
 
 def test_a_recipe_of_ones_own_holds_settings_that_the_command_line_overrides(tmp_path: Path) -> None:

@@ -85,12 +85,14 @@ class Plan:
         return None
 
     def summary(self) -> list[str]:
-        """What is said before the run starts: each run's models, what its data do not support, and the bound on memory."""
-        lines = []
+        """What is said before the run starts: the models of the runs, what their data do not support, and the bound on memory."""
+        said: dict[str, list[str]] = {}
         for run in self.runs:
-            lines += [f"{run.name}: model {name}: {why}" for name, why in {**run.models, **run.refused}.items()]
-            lines += [f"{run.name}: {run.untracked}"] if run.untracked else []
-        return [*lines, self.memory_text()]
+            lines = [f"model {name}: {why}" for name, why in {**run.models, **run.refused}.items()]
+            for line in [*lines, run.untracked]:
+                said.setdefault(line, []).append(run.name)
+        told = [f"{_few(names)}: {line}" for line, names in said.items() if line]
+        return [*told, self.memory_text()]
 
     def memory_text(self) -> str:
         """The bound on memory, for people: said before the run starts."""
@@ -111,6 +113,11 @@ class Plan:
         lines.append(self.memory_text())
         lines.append(f"Disk: about {self.disk_gb:.1f} GiB of {self.disk_free_gb:.1f} GiB free")
         return "\n".join(lines)
+
+
+def _few(names: Sequence[str]) -> str:
+    """Names of runs that share a line."""
+    return ", ".join(names) if len(names) < 4 else f"{len(names)} runs ({names[0]}, {names[1]}, …)"
 
 
 def make_plan(discovery: Any, settings: Settings, memory_limit_gb: float, notes: Sequence[str] = ()) -> Plan:
@@ -192,19 +199,21 @@ def _read_facts(run: Any, settings: Settings) -> dict[str, Any]:
         "left_out": {name: why for name, why in choice.reasons.items() if name not in choice.models},
         "untracked": choice.untracked(settings.tracking),
         "steps_gb": steps,
-        "generation": _generation(settings, shape, voxel_sizes),
+        "generation": _generation(settings, choice.trackers(settings.tracking), shape, voxel_sizes),
         "memory_gb": max(steps.values()),
         "disk_gb": disk_gb(shape, voxel_sizes, settings.n_streamlines * n_tracts, n_maps),
     }
 
 
-def _generation(settings: Settings, shape: tuple[int, ...], voxel_sizes: tuple[float, ...]) -> str:
+def _generation(
+    settings: Settings, trackers: tuple[str, ...], shape: tuple[int, ...], voxel_sizes: tuple[float, ...]
+) -> str:
     """What the header tells of generated streamlines and of bundles; the scan itself is looked at in the run."""
     from tractode.interfaces.methods import is_generative
 
-    methods = [name for name in settings.tracking if is_generative(name)]
-    bundles = f"bundles of {', '.join(settings.tracking)}: will be named if the registration passes"
-    named = [bundles] if settings.encode_bundles and settings.tracking else []
+    methods = [name for name in trackers if is_generative(name)]
+    bundles = f"bundles of {', '.join(trackers)}: will be named if the registration passes"
+    named = [bundles] if settings.encode_bundles and trackers else []
     if not methods:
         return "".join(named)
     least = min(n * size for n, size in zip(shape[:3], voxel_sizes, strict=True))

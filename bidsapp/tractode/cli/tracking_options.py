@@ -18,6 +18,7 @@ CODING = ("codec_max_error_mm", "codec_min_confidence", "codec_weights")
 GENERATION = ("gentract_steps", "gentract_min_confidence", "gentract_bundles", "gentract_weights")
 LEAST_ERROR_MM = 0.1
 FOLLOWING = ("seeding", "step_mm", "angle_deg", "min_radius_mm", "cutoff")
+AUTO = ("auto",)
 FEATURES = ("encode_bundles", "streamline_weights", "refine_orientations", *REGIONS)
 
 
@@ -27,10 +28,11 @@ def add_tracking(add: Callable[..., Any], trackers: tuple[str, ...]) -> None:
     add(
         "--tracking",
         dest="tracking",
-        type=one_of("tracker", trackers),
+        type=one_of("tracker", ("auto", *trackers)),
         metavar="TRACKER",
         **several,
-        help=f"methods: {', '.join(trackers)} (default: sdstream); gentract generates whole streamlines with a trained model",
+        help=f"methods: {', '.join(trackers)}; gentract generates whole streamlines with a trained model; auto (default) is sdstream, "
+        "or tensordet where no model yields fibre orientations",
     )
     add("--no-tracking", dest="no_tracking", action="store_true", help="no tractography")
     add(
@@ -204,7 +206,7 @@ def check_tracking(values: dict[str, Any], asked: frozenset[str], notes: list[st
     """Conflicts among the settings of tractography; drops tracking where no model yields a field to follow."""
     _check_fields(values, asked, notes)
     features = [name for name in FEATURES if values.get(name, "none") not in ("none", (), False)]
-    if not values.get("tracking", ("sdstream",)) and features:
+    if not values.get("tracking", AUTO) and features:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in features)
         _conflict(f"{named} needs streamlines and there is no tractography", "E-CONFIG-TRACKING", "leave them out")
     if values.get("seeding") == "interface" and values.get("act", "none") == "none":
@@ -245,7 +247,7 @@ def check_tracking(values: dict[str, Any], asked: frozenset[str], notes: list[st
 
 def _check_generation(values: dict[str, Any], asked: frozenset[str], notes: list[str]) -> None:
     """What is asked of generated streamlines where there are none, and of tracked ones where there are none of these."""
-    trackers = values.get("tracking", ("sdstream",))
+    trackers = values.get("tracking", AUTO)
     if "gentract" not in trackers:
         for name in sorted(asked & set(GENERATION)):
             notes.append(f"--{name.replace('_', '-')} is for --tracking gentract and has no effect here.")
@@ -258,11 +260,10 @@ def _check_fields(values: dict[str, Any], asked: frozenset[str], notes: list[str
     """Trackers whose field none of the models can yield; what a run's own data yield is seen when it is laid out."""
     from tractode.workflows.recipe import possible_models
 
-    models, trackers = possible_models(values.get("models", ("auto",))), values.get("tracking", ("sdstream",))
+    models, trackers = possible_models(values.get("models", ("auto",))), values.get("tracking", AUTO)
     # Those known by name first: to ask a class, its module must be imported.
     is_oriented = "csd" in models or any(_is_oriented(name) for name in models)
-    yields = {"tensor": "dti" in models, "orientations": is_oriented}
-    unfed = [name for name in trackers if not yields["tensor" if name == "tensordet" else "orientations"]]
+    unfed = [name for name in trackers if not ("dti" in models if name == "tensordet" else is_oriented)]
     if unfed and "tracking" in asked:
         _conflict(
             f"--tracking {' '.join(unfed)} follows an orientation field that --models {' '.join(models)} does not yield",
@@ -270,7 +271,7 @@ def _check_fields(values: dict[str, Any], asked: frozenset[str], notes: list[str
             "add csd to --models (dti for tensordet), or give --no-tracking",
         )
     if unfed:
-        notes.append("No orientation model among --models: no tractography.")
+        notes.append("No orientation model among --models: no tractography (--tracking tensordet follows the tensor).")
         values["tracking"] = tuple(name for name in trackers if name not in unfed)
 
 

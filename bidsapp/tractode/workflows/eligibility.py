@@ -56,10 +56,22 @@ class Choice:
         """Whether a method of tracking finds the field that it follows among these models."""
         return "dti" in self.models if method == "tensordet" else self.orientations is not None
 
+    def trackers(self, methods: Iterable[str]) -> tuple[str, ...]:
+        """The methods of tracking that find their field; ``auto`` is the peaks of orientations, where there are none the tensor."""
+        best = "tensordet" if self.orientations is None else "sdstream"
+        named = dict.fromkeys(best if name == "auto" else name for name in methods)
+        return tuple(filter(self.follows, named))
+
     def untracked(self, methods: Iterable[str]) -> str:
-        """Why some methods make no streamlines, in words; empty where all do."""
-        unfed = [name for name in methods if not self.follows(name)]
-        return f"no streamlines by {', '.join(unfed)}: no model yields the field to follow" if unfed else ""
+        """Which methods make no streamlines, or follow the tensor for want of better, and why, in words; empty where there is nothing to say."""
+        methods = tuple(methods)
+        unfed = [name for name in methods if name != "auto" and not self.follows(name)]
+        said = [f"no streamlines by {', '.join(unfed)}: no model yields the field to follow"] if unfed else []
+        if "auto" in methods and self.orientations is None:
+            lack = "no model yields fibre orientations"
+            is_fed = self.follows("tensordet")
+            said.append(f"streamlines follow the tensor (tensordet): {lack}" if is_fed else f"no streamlines: {lack}")
+        return "; ".join(said)
 
 
 def choose(entries: Sequence[str], gtab: GradientTable | None, dti_largest_b: float | None = None) -> Choice:

@@ -213,7 +213,7 @@ class _Builder:
     ) -> _Nodes:
         """The streamlines of every method, followed or generated, that finds its field among the models."""
         nodes, tensor = {}, fits.tensor
-        for method in filter(fits.choice.follows, self.settings.tracking):
+        for method in fits.choice.trackers(self.settings.tracking):
             followed = None if method == "tensordet" else fits.leading
             common = {"run": run, "method": method, "plan": plan_of(self.settings, followed)}
             common["formats"] = list(self.settings.tractogram_formats)
