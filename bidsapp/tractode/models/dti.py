@@ -23,7 +23,7 @@ from tractode.ops import least_squares, log_linear, sphere, symmetric
 
 _B_SCALE = 1000.0  # b in ms/µm² makes the columns of the design comparable
 _LARGEST_CONDITION = 200.0
-LARGEST_B = 1550.0  # s/mm²: 1500 as scanners play it; kurtosis takes about a tenth off the log signal there
+LARGEST_B = 1550.0  # s/mm²: 1500 as scanners play it; a kurtosis of 1 takes a fifth off the log signal there
 _LEAST_B = 500.0  # s/mm²: below it noise and perfusion weigh too much to fit a tensor to them alone
 
 
