@@ -327,6 +327,21 @@ def test_directions_of_a_joined_run_are_those_of_the_series(head: Head, monkeypa
     assert not bool((still.scan.mask & ~still.seen).any())
 
 
+def test_what_a_part_does_not_show_is_not_seen_in_the_whole(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored noughts of either run, where the other's head lies, with and without an interpolation."""
+    shown = torch.ones(head.grid.shape, dtype=torch.bool)
+    shown[:, :, :6] = False
+    monkeypatch.setattr(merge, "way_between", lambda *_: _pose(head, 0.0, 0.0))
+    for estimated in (False, True):
+        for which in range(2):
+            parts = [_part(head, 2), _part(head, 2)]
+            parts[which].seen = shown
+            for part in parts if estimated else []:
+                part.estimate = resample._nothing(part.scan, None)
+            still, _, _ = interpolating.joined(parts, lambda _: None, lambda *_: None, "cpu")
+            assert torch.equal(still.seen, shown)
+
+
 def test_runs_preprocessed_elsewhere_are_not_interpolated_again(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     for apart, says in ((0.5, []), (5.0, ["W-COMBINE-AGAIN"])):
         parts = [_part(head, 3, done_by="QSIPrep 1.0") for _ in range(2)]

@@ -14,6 +14,7 @@ from tractode.fields import DWI, Affine, GradientTable, Image
 from tractode.ops import volume_pose as pose
 from tractode.preprocess.alignment import Rounds
 from tractode.preprocess.eddy import PhaseEncoding, constant_part, geometry
+from tractode.preprocess.field_of_view import seen_by_all
 from tractode.preprocess.level import Level
 from tractode.preprocess.motion import MotionEstimate, MotionSettings, correct_motion, framewise_displacement, why_not
 from tractode.preprocess.resample import noise_gain, resample_series, resampled, splined
@@ -174,6 +175,23 @@ def test_what_a_volume_does_not_see_is_not_in_the_mask(oblique_affine: Tensor) -
     assert bool(found.scan.mask[:, :, :-3].all())
     assert torch.equal(found.seen, found.scan.mask)
     assert float(found.scan.signal[:, found.scan.mask].min()) > 50
+
+
+def test_noughts_beyond_a_volumes_own_view_are_not_seen(oblique_affine: Tensor) -> None:
+    """Four slices of one volume are noughts; lone noughts, a lost slice, dark fluid and air are none of these."""
+    gtab, grid = phantom.table(8, 2), phantom.grid_of(oblique_affine)
+    signal = torch.full((len(gtab), *grid.shape), 400.0)
+    signal[:, :4] = 0  # air
+    mask = signal[0] > 0
+    signal[~gtab.is_b0, 15:20, 15:20, 15:20] = 0  # fluid
+    signal[2, :, :, 24] = 0
+    signal[3, 8, 9, 10] = 0
+    scan = DWI(grid, signal, gtab, mask)
+    assert bool(seen_by_all(scan).all())
+    scan.signal[6, :, :, :4] = 0
+    seen = seen_by_all(scan)
+    assert not bool(seen[4:, :, :5].any())
+    assert bool(seen[:, :, 5:].all())
 
 
 def test_a_slice_that_no_volume_tells_is_not_called_replaced(oblique_affine: Tensor) -> None:

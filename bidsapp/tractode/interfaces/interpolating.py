@@ -19,6 +19,7 @@ from tractode.preprocess.resample import resampled
 
 _NEAR = 0.25  # of a voxel; runs that lie nearer than that are left as they are
 _LARGE_SHARE = 0.02  # of the brain
+_HINT = 0.01  # of a voxel that is not shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +49,16 @@ def interpolated(
     scan = part.scan
     if part.estimate is not None:
         return _resampled(part, hz, out=out)
-    everywhere = torch.ones(scan.grid.shape, dtype=torch.bool)
+    shown = torch.ones(scan.grid.shape, dtype=torch.bool) if part.seen is None else part.seen
     if hz is None:
-        return Still(scan, everywhere, part.noise)
+        return Still(scan, shown, part.noise)
     record = part.distortion
     way = (record["axis"], record["sign"], record["readout"])
     # Nothing moved: along the encoding only, so directions stay.
     signal = put_right(scan.signal.to(device), hz.to(device), *way).cpu()
     seen, gain = reach(hz.cpu(), *way)
+    if part.seen is not None:
+        seen &= put_right((~part.seen)[None].float(), hz.cpu(), *way)[0] < _HINT
     fixed = DWI(scan.grid, signal, scan.gtab, scan.mask & seen)
     return Still(fixed, seen, _noise(part, gain, scan.grid, None))
 
@@ -69,7 +72,16 @@ def _resampled(
 ) -> Still:
     found = resampled(part.scan, part.estimate, hz, part.encoding, grid, way, out=out)
     tell_unreplaced(part, found.unreplaced)
-    return Still(found.scan, found.seen, _noise(part, found.gain, found.scan.grid, way))
+    seen = found.seen if part.seen is None else found.seen & _carried(part.seen, part, found.scan.grid, way)
+    return Still(found.scan, seen, _noise(part, found.gain, found.scan.grid, way))
+
+
+def _carried(seen: Bool[Tensor, "i j k"], part: Part, grid: ImageGrid, way: Affine | None) -> Bool[Tensor, "i j k"]:
+    """What every volume shows, where it lies in the reference; small motions are within the margin that it has."""
+    if way is None:
+        return seen
+    hidden = Image(part.scan.grid, (~seen)[None].float()).sample(way.map(grid.centres(torch.float64)).float())
+    return hidden[..., 0] < _HINT
 
 
 def _noise(part: Part, gain: Float[Tensor, "i j k"], grid: ImageGrid, way: Affine | None) -> Image | None:

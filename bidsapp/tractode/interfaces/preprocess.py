@@ -110,6 +110,8 @@ class Part:
         Standard deviation of the noise.
     way
         From the reference of the run that it is joined with to its own; ``None`` where that is its own.
+    seen
+        Voxels that every volume shows as stored; ``None``: all.
     unreplaced
         Lost slices that no other volume could replace, once it was tried.
     """
@@ -122,6 +124,7 @@ class Part:
     noise: Image | None = None
     estimate: MotionEstimate | None = None
     way: Affine | None = None
+    seen: Bool[Tensor, "i j k"] | None = None
     unreplaced: Bool[Tensor, "n s"] | None = None
 
     @property
@@ -231,7 +234,9 @@ def find_motion(part: Part, plan: PreprocessPlan, device: str, hz: Float[Tensor,
     settings = MotionSettings(slice_axis=part.slice_axis)
     settings = settings if plan.outliers != OFF else replace(settings, outliers=None)
     settings = settings.sloppy() if plan.sloppy else settings
-    moved = DWI(scan.grid, scan.signal.to(device), scan.gtab, scan.mask.to(device))
+    # A slice that lies beyond a volume's field of view did not lose its signal.
+    brain = scan.mask if part.seen is None else scan.mask & part.seen
+    moved = DWI(scan.grid, scan.signal.to(device), scan.gtab, brain.to(device))
     field_hz = None if hz is None else hz.to(device)
     with _one_thread():
         estimate = steps.tried(
@@ -246,7 +251,7 @@ def find_motion(part: Part, plan: PreprocessPlan, device: str, hz: Float[Tensor,
     shift, turn = head[:, :3].norm(dim=-1), head[:, 3:].norm(dim=-1).rad2deg()
     steps.did(
         "motion",
-        f"every volume registered to its prediction from the others; mean step {float(displacement.mean()):.2f} mm, "
+        f"every volume registered to its prediction from the others; mean step {float(displacement[1:].mean()):.2f} mm, "
         f"farthest {float(shift.max()):.2f} mm and {float(turn.max()):.2f}° from the reference"
         + "".join(f"; {note}" for note in estimate.notes),
         method="leave-one-out prediction",

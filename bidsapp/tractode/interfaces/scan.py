@@ -29,6 +29,7 @@ from tractode.io.notes import Note, info, warning
 from tractode.models.dti import DTI
 from tractode.ops import spherical_harmonics
 from tractode.preprocess.distortion import field_on
+from tractode.preprocess.field_of_view import seen_by_all
 from tractode.preprocess.gradient_check import GradientVerdict, Verdict, check_gradients
 from tractode.preprocess.gradient_fixes import apply_fix
 from tractode.preprocess.mask import brain_mask, dwi_reference
@@ -142,7 +143,7 @@ class PrepareDwi(Step):
         reference = dwi_reference(scan)
         mask = self._masked(reference)
         scan, mask_notes = check_brain(DWI(scan.grid, scan.signal, scan.gtab, mask.mask), run.path)
-        part = Part(run, scan, reference, self._decided(run))
+        part = Part(run, scan, reference, self._decided(run), seen=seen_by_all(scan))
         verdict = check_gradients(scan, job.generator(self.inputs.step))
         worst = writer.facts.get("gradients")
         writer.facts.setdefault("notes", [])
