@@ -113,7 +113,7 @@ def measured(work: Path, name: str, facts: dict[str, Any], uncertainty: str) -> 
     if name == PREPARE:
         bound = step_memory_gb(shape, (), settings, is_raw=False)["reading and checking"]
     elif name == PREPROCESS:
-        bound = max(step_memory_gb(shape, (), settings).values())
+        bound = max(step_memory_gb(shape, (), settings, voxel_sizes=(1.25, 1.25, 1.25)).values())
     else:
         bound = fit_memory_gb(shape, MODELS[name], uncertainty)
     peak = round(run.peak_rss_mb * 2**20 / 1e9, 2)

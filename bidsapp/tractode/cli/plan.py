@@ -183,7 +183,9 @@ def _read_facts(run: Any, settings: Settings) -> dict[str, Any]:
 
     shape, voxel_sizes, gtab = read_table(run, settings)
     choice = choose(settings.models, gtab, settings.dti_largest_b)
-    steps = step_memory_gb(shape, choice.models, settings, is_raw=not run.done_by, n_parts=len(run.scans))
+    steps = step_memory_gb(
+        shape, choice.models, settings, voxel_sizes=voxel_sizes, is_raw=not run.done_by, n_parts=len(run.scans)
+    )
     n_tracts = len(settings.tracking) * (1 + len(settings.output_spaces)) * len(settings.tractogram_formats)
     n_tracts += len(settings.tracking) * settings.encode_bundles
     n_maps = sum(sum(components_of(MODELS[name])) for name in choice.models) * (1 + len(settings.output_spaces))

@@ -167,8 +167,10 @@ def _clean(signal: Float[Tensor, "n i j k"], is_b0: np.ndarray, nii: Path) -> tu
     low, high = _extremes(signal)
     mask = torch.ones(signal.shape[1:], dtype=torch.bool)
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
-        finite = torch.isfinite(signal)
-        mask, signal = finite.all(dim=0), torch.where(finite, signal, 0.0)
+        # In place, volume by volume: the values are ours, and another copy of a large series would not fit.
+        for volume in signal:
+            mask &= torch.isfinite(volume)
+            volume.nan_to_num_(0.0, 0.0, 0.0)
         low, high = _extremes(signal)
     _check_constant(low, high, signal[0].numel(), nii)
     head = head_mask(_mean_of_finite(reference))
@@ -177,7 +179,7 @@ def _clean(signal: Float[Tensor, "n i j k"], is_b0: np.ndarray, nii: Path) -> tu
     notes = _nonfinite(mask, head, nii)
     if notes:
         # One bad volume spoils every fit of the voxel: it is emptied whole, so that it stays recognisable.
-        signal = signal * mask
+        signal.mul_(mask)
     if float(low.min()) < 0:
         negative = signal < 0
         share = float(negative[:, head].float().mean())
@@ -195,7 +197,7 @@ def _clean(signal: Float[Tensor, "n i j k"], is_b0: np.ndarray, nii: Path) -> tu
                 f"{nii.name}: {int(negative.sum())} values ({100 * float(negative.float().mean()):.3g} % of all, {100 * share:.3g} % in the head) are negative and were set to 0",
             )
         )
-        signal.clamp_(min=0)  # in place: the values are ours, and another copy of a large series would not fit
+        signal.clamp_(min=0)
     return signal, mask, notes
 
 

@@ -13,6 +13,7 @@ from tractode.interfaces.model import FEW_ENOUGH, SLAB
 from tractode.io.masked_series import IN_MEMORY
 from tractode.models import MODELS
 from tractode.models.fixels import VOLUMES
+from tractode.preprocess.motion import MotionSettings
 from tractode.settings import Settings
 
 _GIB = 2**30
@@ -22,11 +23,18 @@ _WORK_GB = 0.5  # tiles of a fit, compiled loops, a compressor: of fixed size
 _SH_COMPONENTS = 45
 _COMPONENTS = {"tensor": 6, "unit3vector": 3, "dec": 3, "sh": _SH_COMPONENTS}
 _BRAIN = 0.6  # no mask of a brain fills more of the field of view
+_DENOISING_GB = 2.2
 _BOOTSTRAP = 24  # samples of a slab's maps that are held beside it
 
 
 def step_memory_gb(
-    shape: Sequence[int], models: Sequence[str], settings: Settings, *, is_raw: bool = True, n_parts: int = 1
+    shape: Sequence[int],
+    models: Sequence[str],
+    settings: Settings,
+    *,
+    voxel_sizes: Sequence[float] = (2.0, 2.0, 2.0),
+    is_raw: bool = True,
+    n_parts: int = 1,
 ) -> dict[str, float]:
     """GiB of each kind of step of a run of this shape ``(i, j, k[, n])``, at most; what is not raw is not preprocessed.
 
@@ -35,11 +43,11 @@ def step_memory_gb(
     n_voxels, scan = math.prod(shape[:3]), math.prod(shape) * 4 / _GIB
     fods = n_voxels * _SH_COMPONENTS * 4 / _GIB
     steps = {
-        # The series once, its b=0 volumes again, and a truth value of every value; one more where distortion is corrected.
-        "reading and checking": _WORKER_GB + (2.4 if is_raw else 1.4) * scan + 0.3,
+        # The series once, its b=0 volumes again; one more where distortion alone is corrected.
+        "reading and checking": _WORKER_GB + (2.4 if is_raw and settings.motion == "none" else 1.4) * scan + 0.3,
     }
     if is_raw and (settings.denoise, settings.unring, settings.motion) != ("none", "none", "none"):
-        steps["preprocessing"] = _WORKER_GB + _most_copies(settings, n_parts) * scan + 0.3
+        steps["preprocessing"] = _WORKER_GB + _preprocessing_gb(scan, settings, voxel_sizes, n_parts) + 0.3
     elif n_parts > 1:
         # Every run, those put on the first one's grid, and the whole.
         steps["combining"] = _WORKER_GB + 3.2 * scan + 0.3
@@ -54,14 +62,15 @@ def step_memory_gb(
     return steps
 
 
-def _most_copies(settings: Settings, n_parts: int) -> float:
-    """How many times preprocessing holds the series at most."""
-    if settings.denoise != "none" or n_parts > 1:
-        # Denoising holds the series twice voxel by voxel, and twice volume by volume. Of runs that are joined, one that is nearly the
-        # whole is held with its lost slices replaced, as it is interpolated, and beside what was read of all.
-        return 4.2
-    # Motion: the series, the one that is aligned and the last prediction; lost slices: the series, whole, and interpolated.
-    return 2.5 if settings.motion == "none" else 3.4
+def _preprocessing_gb(scan: float, settings: Settings, voxel_sizes: Sequence[float], n_parts: int) -> float:
+    """What cleaning, aligning and interpolating hold at most; ``scan`` is the size of the series."""
+    # Denoising: two slabs of the series by voxels, and the sums of both.
+    denoising = 0.0 if settings.denoise == "none" else min(3 * scan, _DENOISING_GB)
+    # Motion: a prediction of every volume, in voxels of half the finest smoothing.
+    coarser = math.prod(max(1.0, min(MotionSettings().smoothing) / 2 / size) for size in voxel_sizes)
+    motion = 0.0 if settings.motion == "none" else scan / coarser + 0.5
+    # Of runs that are joined, one that is nearly the whole is held beside what was read of all, as it is interpolated, and joined.
+    return max(scan + denoising, scan + motion, (1.2 if n_parts == 1 else 3.2) * scan)
 
 
 def fit_memory_gb(
