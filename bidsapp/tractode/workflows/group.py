@@ -235,7 +235,9 @@ def _registration_facts(mine: Sequence[StepRecord], shared: Sequence[StepRecord]
         row["coregistration_dice"] = own[0]["dice"]
     if anatomy and anatomy[0].get("dice") is not None:
         row["template_dice"] = anatomy[0]["dice"]
-    row |= {"boundary_distance": r.facts["boundary"]["distance"] for r in mine if "boundary" in r.facts}
+    for record in mine:
+        if "boundary" in record.facts:
+            row["boundary_distance"] = record.facts["boundary"]["distance"]
     folds = [record.facts["folding"].get("n_folded") for record in (*mine, *shared) if "folding" in record.facts]
     if folds and None not in folds:
         row["n_folded"] = sum(folds)
