@@ -4,7 +4,7 @@
 
 Heads are label maps painted as T1w, T2w, b=0 and b=1000 (``segmentation_heads.py``). Peers in the same run: the template's tissue
 maps and mask carried by the same registration; on the mask that ours found ANTs' N4 and Atropos with the same priors
-(``segmentation_ants.py``, ``--peers``) and DIPY's classifier on the image as N4 left it; DIPY's median_otsu, MRtrix3's dwi2mask.
+(``segmentation_ants.py``, ``--peers``) and DIPY's classifier on a T1w as N4 left it; DIPY's median_otsu, MRtrix3's dwi2mask.
 With ``--rows`` every finished row is kept, and a run that was stopped goes on from there.
 """
 
@@ -221,20 +221,21 @@ def _peers(
             seconds["peer_atropos_cpu_s"] = float(ran.stdout.split()[-1])
             found["peer_atropos"] = read_image(folder / "labels.nii.gz", "labels")[0].values[0].round().to(torch.int16)
             values = read_image(folder / "corrected.nii.gz", "corrected")[0].values[0]
+    if not is_t1w:
+        return found, seconds  # DIPY's is made for T1w
     box = tuple(slice(int(along.min()), int(along.max()) + 1) for along in mask.nonzero().T)
     start = time.process_time()
-    classes = _by_dipy((values * mask)[box].numpy(), is_t1w)
+    classes = _by_dipy((values * mask)[box].double().numpy())
     seconds["peer_hmrf_cpu_s"] = time.process_time() - start
     found["peer_hmrf"] = torch.zeros(image.grid.shape, dtype=torch.int16)
     found["peer_hmrf"][box] = torch.from_numpy(classes)
     return found, seconds
 
 
-def _by_dipy(brain: Any, is_t1w: bool) -> Any:
+def _by_dipy(brain: Any) -> Any:
     """Its classes are in the order of their brightness; the background, which is nought, is none of them."""
     _, classes, _ = TissueClassifierHMRF(verbose=False).classify(brain / brain.max(), 3, 0.1, max_iter=20)
-    order = (0, 3, 1, 2) if is_t1w else (0, 2, 1, 3)
-    return np.asarray(order, dtype=np.int16)[classes.astype(int)]
+    return np.asarray((0, 3, 1, 2), dtype=np.int16)[classes.astype(int)]
 
 
 def _anatomical(image: Image, brain: Tensor, registration: Transform) -> dict[str, float]:
