@@ -36,6 +36,7 @@ class MaskedMaps:
     grid: ImageGrid
     index: np.ndarray
     values: dict[str, Float[Tensor, "v c"]] = field(default_factory=dict)
+    n_bootstrapped: int = 0  # voxels whose errors were found by bootstrap
 
     def put(self, which: slice, maps: Mapping[str, Float[Tensor, "b c"]]) -> None:
         """One block's values of every map."""
@@ -72,12 +73,15 @@ def fit_blocks(
     fixels: bool = False,
     noise: Float[Tensor, "v 1"] | None = None,
 ) -> tuple[MaskedMaps, MaskedMaps]:
-    """Every map of the model, and where ``method`` is not ``none`` their standard deviations (`tractode.models.uncertainty`).
+    """Every map of the model, and where ``method`` is not ``none`` their standard errors (`tractode.models.uncertainty`), calibrated.
 
     With ``fixels`` those of `tractode.models.fixels` are among the maps, if the model is one of orientations. ``noise`` is the level
     (a standard deviation) in each voxel of the series where it is known; the residuals of a denoised series tell too little of it.
     """
     maps, spread = MaskedMaps(grid, series.index), MaskedMaps(grid, series.index)
+    rule = None
+    if method != "none":
+        rule = uncertainty.calibrated(model, gtab, method, knows_sigma=noise is not None, device=device)
     for which, block in series.blocks(SLAB):
         signal = block.to(device)
         with torch.no_grad():
@@ -90,10 +94,11 @@ def fit_blocks(
             # Draws are shared by all voxels: the same seed for every block makes blocks of no consequence.
             generator = torch.Generator().manual_seed(seed)
             level = None if noise is None else noise[which].to(device)
-            found = uncertainty.standard_deviations(
-                model, signal, gtab, method=method, generator=generator, sigma=level
+            found = uncertainty.errors(
+                model, signal, gtab, method=method, generator=generator, sigma=level, calibration=rule
             )
-            spread.put(which, found)
+            spread.put(which, found.deviations | found.cones)
+            spread.n_bootstrapped += int(found.by_bootstrap.sum())
     return maps, spread
 
 

@@ -219,7 +219,10 @@ class FitModel(Step):
     ) -> None:
         for spec in uncertainty.specs(kind):
             if spec.param in spread.values:
-                known = {**facts, "UncertaintyMethod": method}
+                known = {
+                    **facts, "UncertaintyMethod": method, "UncertaintyCalibration": "simulated voxels",
+                    "BootstrappedVoxels": spread.n_bootstrapped,
+                }  # fmt: skip
                 self._write(writer, kind, spec, spread, known, f"{spec.param}-sd", desc="sd")
 
     def _write(

@@ -82,6 +82,5 @@ def repeated(noise: Noise, numbers: Int[Tensor, " m"], kind: Kind) -> Float[Tens
     if kind == "wild":
         drawn = noise.residuals * (numbers % 2 * 2 - 1).to(noise.residuals)
     else:
-        pool = noise.is_drawn.nonzero().ravel()
-        drawn = noise.residuals[:, pool[numbers.to(pool.device) % len(pool)]]
+        drawn = noise.residuals.gather(1, noise.pool.gather(1, numbers.to(noise.pool) % noise.n_drawn))
     return (noise.magnitude + noise.spread * drawn).abs()

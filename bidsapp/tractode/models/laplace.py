@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tractode.contracts import SignalModel
@@ -63,12 +63,16 @@ def laplace(
 
 @dataclass(frozen=True, eq=False)
 class Linearised:
-    """Of each readout: its value and standard deviation, and of each axis the half-angle of its cone."""
+    """Of each readout: its value and standard deviation, and of each axis the half-angle of its cone.
+
+    ``is_known`` is False where a derivative failed: nothing is said of that voxel's errors.
+    """
 
     values: dict[str, Float[Tensor, "v _"]]
     deviations: dict[str, Float[Tensor, "v _"]]
     axes: dict[str, Float[Tensor, "v 3"]]
     cones: dict[str, Float[Tensor, "v 1"]]
+    is_known: Bool[Tensor, " v"]
 
 
 def linearised(
@@ -76,36 +80,36 @@ def linearised(
     signal: Float[Tensor, "v n"],
     gtab: GradientTable,
     noise: Noise,
-    estimate: Callable[[Tensor], Tensor],
     level: float,
 ) -> Linearised:
-    """The delta method for every readout of an estimate (signals → parameters), which may be more than a fit.
+    """The delta method for every readout of a fit: one backward pass for each column of a scalar map and two for each axis.
 
-    One backward pass for each column of a scalar map and two for each axis.
+    Voxels without any signal have no error.
     """
     with torch.no_grad():
-        at = read(model, estimate(signal))
+        at = read(model, model.fit(signal, gtab))
     frames = {name: sphere.frame_to_z(_filled(axis))[:, :2] for name, axis in at.axes.items()}
 
     def columns(variable: Float[Tensor, "v n"]) -> list[Tensor]:
-        moved = read(model, estimate(variable), at.axes)
+        moved = read(model, model.fit(variable, gtab), at.axes)
         found = [column for values in moved.scalars.values() for column in values.unbind(-1)]
         for name, frame in frames.items():
             found += list((frame * moved.axes[name][:, None]).sum(-1).unbind(-1))
         return found
 
-    slopes = iter(slope * noise.spread for slope in _slopes(signal, columns))
+    is_dead = (signal == 0).all(-1, keepdim=True)
+    found = [torch.where(is_dead, 0, slope * noise.spread) for slope in _slopes(signal, columns)]
+    is_known = torch.stack([slope.isfinite().all(-1) for slope in found]).all(0)
+    slopes = iter(found)
     deviations = {
-        name: torch.stack(
-            [next(slopes).nan_to_num(0.0, 0.0, 0.0).norm(dim=-1) for _ in range(values.shape[-1])], dim=-1
-        )
+        name: torch.stack([next(slopes).norm(dim=-1) for _ in range(values.shape[-1])], dim=-1)
         for name, values in at.scalars.items()
     }
     cones = {}
     for name in frames:
         pair = torch.stack([next(slopes), next(slopes)], dim=1)
         cones[name] = cone.of_normal(pair @ pair.mT, level)[:, None] * is_there(at.axes[name])
-    return Linearised(at.scalars, deviations, at.axes, cones)
+    return Linearised(at.scalars, deviations, at.axes, cones, is_known)
 
 
 def is_there(axis: Float[Tensor, "v 3"]) -> Float[Tensor, "v 1"]:

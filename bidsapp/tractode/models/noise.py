@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tractode.contracts import SignalModel
@@ -41,8 +41,9 @@ class Noise:
     """Noise of a scan's voxels, one column a volume where there are several.
 
     ``sigma`` is that of one channel, in signal units; ``magnitude`` the expected mean: that of the model's
-    signals, or of the smooth ones where the model does not explain them; ``spread`` the standard deviation of each measured magnitude. ``residuals`` have mean 0 and variance 1 over
-    the volumes that ``is_drawn`` names; ``freedom`` is the number of degrees of freedom that sigma rests on.
+    signals, or of the smooth ones where the model does not explain them; ``spread`` the standard deviation of each measured
+    magnitude. ``residuals`` have mean 0 and variance 1 over the volumes that are drawn from: the first ``n_drawn`` that ``pool``
+    names. ``freedom`` is the number of degrees of freedom that sigma rests on.
     """
 
     sigma: Float[Tensor, "v 1"]
@@ -50,12 +51,14 @@ class Noise:
     magnitude: Float[Tensor, "v n"]
     spread: Float[Tensor, "v n"]
     residuals: Float[Tensor, "v n"]
-    is_drawn: Bool[Tensor, " n"]
+    pool: Int[Tensor, "v n"]
+    n_drawn: Int[Tensor, "v 1"]
     has_floor: bool
 
-    def known(self, k: int) -> Float[Tensor, "kv 1"] | None:
-        """The noise level ``k`` times over where it was known beforehand."""
-        return self.sigma.repeat(k, 1) if bool(self.freedom.isinf().all()) else None
+    def of(self, rows: Int[Tensor, " k"]) -> Noise:
+        """That of some voxels."""
+        parts = (self.sigma, self.freedom, self.magnitude, self.spread, self.residuals, self.pool, self.n_drawn)
+        return Noise(*(part[rows] for part in parts), self.has_floor)
 
 
 def explained(
@@ -86,7 +89,8 @@ def noise_of(
     """The noise of signals (as `explained` gives them) about the fit ``params``.
 
     ``has_floor`` says that they are magnitudes of one channel's complex noise; otherwise the noise is Gaussian. ``sigma`` is
-    its level where it is known (from a larger region, or a noise map), otherwise it is told from each voxel alone. Raises
+    its level where it is known (from a larger region, or a noise map; 0 where it is not), otherwise it is told from each voxel
+    alone, as it is where the residuals are larger than chance allows (motion, misfit). Raises
     `InputDataError` (E-UNCERTAINTY-TABLE) where nothing is left over to tell it from.
     """
     if (reason := why_not(model, gtab)) is not None:
@@ -100,18 +104,20 @@ def noise_of(
     else:
         smooth, left = signal @ smoother.to(signal).mT, 1 - smoother.diagonal().to(signal).expand_as(signal)
     known = sigma is not None
-    sigma = _level(signal - smooth, left, smooth, has_floor) if sigma is None else sigma.to(signal)
-    kept = (left > _LEAST_FREEDOM).all(0)
-    if not bool(kept.any()):
-        kept = torch.ones_like(kept)
+    told = _level(signal - smooth, left, smooth, has_floor)
+    sigma = told if sigma is None else _at_least(sigma.to(signal), told, left)
+    kept = left > _LEAST_FREEDOM
+    kept = kept | ~kept.any(-1, keepdim=True)
+    n_drawn = kept.sum(-1, keepdim=True)
     spread = _spread(smooth, sigma, has_floor)
     residuals = (signal - smooth) / (spread * left.clamp(min=_LEAST_FREEDOM).sqrt())
-    pool = residuals[:, kept]
-    centre, scale = pool.mean(-1, keepdim=True), pool.std(-1, keepdim=True, correction=0)
+    centre = (residuals * kept).sum(-1, keepdim=True) / n_drawn
+    scale = (((residuals - centre) * kept).square().sum(-1, keepdim=True) / n_drawn).sqrt()
     residuals = (residuals - centre) / scale.clamp(min=torch.finfo(signal.dtype).tiny)
+    pool = (~kept).to(torch.uint8).argsort(dim=-1, stable=True)
     freedom = left.clamp(min=0).sum(-1, keepdim=True) if not known else torch.full_like(sigma, torch.inf)
     magnitude = _between(predicted, smooth, sigma, 1 - left, params.shape[-1])
-    return Noise(sigma, freedom, magnitude, _spread(magnitude, sigma, has_floor), residuals, kept, has_floor)
+    return Noise(sigma, freedom, magnitude, _spread(magnitude, sigma, has_floor), residuals, pool, n_drawn, has_floor)
 
 
 def without_floor(
@@ -163,6 +169,14 @@ def _level(
     return sigma
 
 
+def _at_least(
+    sigma: Float[Tensor, "v 1"], told: Float[Tensor, "v 1"], left: Float[Tensor, "v n"]
+) -> Float[Tensor, "v 1"]:
+    """The known level, unless it is 0 or the voxel's own is larger by more than two of its standard errors."""
+    chance = 2 / (2 * left.clamp(min=0).sum(-1, keepdim=True)).clamp(min=1).sqrt()
+    return torch.where((sigma > 0) & (told <= sigma * (1 + chance)), sigma, told)
+
+
 def _spread(magnitude: Float[Tensor, "v n"], sigma: Float[Tensor, "v 1"], has_floor: bool) -> Float[Tensor, "v n"]:
     if not has_floor:
         return sigma.expand_as(magnitude)
@@ -191,17 +205,20 @@ def _smoother(gtab: GradientTable) -> Float[Tensor, "n n"] | None:
 def _leverages(model: SignalModel, signal: Float[Tensor, "v n"], gtab: GradientTable) -> Float[Tensor, "v n"]:
     """Each volume's weight in its own prediction: the mean over the b=0 volumes, and over the others, of each voxel.
 
-    ``Σ z ∘ Hᵀz`` over random signs z, which are the same for all voxels.
+    ``Σ z ∘ Hᵀz`` over random signs z, which are the same for all voxels. Where the derivative fails each volume has the same:
+    the share of unknowns in the volumes.
     """
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros_like(signal)
     with torch.enable_grad():
         variable = signal.detach().requires_grad_()
-        predicted = model.predict(model.fit(variable, gtab), gtab)
+        params = model.fit(variable, gtab)
+        predicted = model.predict(params, gtab)
         for _ in range(_PROBES):
             sign = (torch.randint(0, 2, (signal.shape[1],), generator=generator) * 2.0 - 1).to(signal)
             (back,) = torch.autograd.grad((predicted * sign).sum(), variable, retain_graph=True)
-            total += sign * back.nan_to_num(0.0) / _PROBES
+            total += sign * back / _PROBES
+    total = torch.where(total.isfinite().all(-1, keepdim=True), total, params.shape[-1] / signal.shape[1])
     for group in (gtab.is_b0, ~gtab.is_b0):
         index = group.to(signal.device).nonzero().ravel()
         if len(index):

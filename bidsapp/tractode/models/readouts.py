@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby, permutations
 
 import torch
 from jaxtyping import Float
@@ -39,7 +40,7 @@ def read(
     scalars = {spec.param: maps[spec.param] for spec in model.maps if spec.components == "scalar"}
     axes = {spec.param: maps[spec.param] for spec in model.maps if spec.components == "unit3vector"}
     if near is not None:
-        axes = {name: _matched(name, axes, near[name]) for name in axes}
+        axes = _matched(axes, near)
     if isinstance(model, OrientationModel):
         coefficients = model.to_sh(params, PEAK_ORDER)
         axes[PEAK] = peak(coefficients, near[PEAK] if near is not None else largest_peak(coefficients))
@@ -62,15 +63,26 @@ def specs(kind: type[SignalModel]) -> tuple[MapSpec, ...]:
     return tuple(found)
 
 
-def _matched(name: str, axes: Mapping[str, Float[Tensor, "v 3"]], near: Float[Tensor, "v 3"]) -> Float[Tensor, "v 3"]:
-    """Of the axes of this one's kind (names that differ in their number only) the nearest to ``near``."""
-    stem = name.rstrip("0123456789")
-    best = axes[name]
-    for other, axis in axes.items():
-        if other != name and other.rstrip("0123456789") == stem:
-            is_nearer = (axis * near).sum(-1).abs() > (best * near).sum(-1).abs()
-            best = torch.where(is_nearer[:, None], axis, best)
-    return best
+def _matched(axes: Mapping[str, Tensor], near: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "v 3"]]:
+    """Axes of one kind (names that differ in their number only) in the order in which they lie nearest to those of ``near``.
+
+    Of all orders the one with the largest sum of squared cosines: no axis stands for two.
+    """
+    found: dict[str, Tensor] = {}
+    for stem, group in groupby(axes, lambda name: name.rstrip("0123456789")):
+        names = list(group)
+        if len(names) == 1:
+            found[names[0]] = axes[names[0]]
+            continue
+        there, here = (torch.stack([table[name] for name in names], dim=1) for table in (near, axes))
+        squares = (there @ here.mT).detach().square()
+        orders = torch.tensor(list(permutations(range(len(names)))), device=here.device)
+        sums = sum(squares[:, k, orders[:, k]] for k in range(len(names)))
+        assert isinstance(sums, Tensor), stem
+        best = orders[sums.argmax(-1)]
+        moved = here.gather(1, best[..., None].expand_as(here))
+        found |= dict(zip(names, moved.unbind(1), strict=True))
+    return found
 
 
 def largest_peak(coefficients: Float[Tensor, "v l"]) -> Float[Tensor, "v 3"]:
