@@ -100,6 +100,22 @@ def test_what_cannot_be_told_is_inconclusive(oblique_affine: torch.Tensor, fibre
     assert verdict.reason
 
 
+def test_noise_with_uneven_directions_fails_no_table(oblique_affine: torch.Tensor) -> None:
+    """Directions that leave a part of the sphere out give noise a direction of its own, and that suits some tables by chance."""
+    scan = _phantom(oblique_affine, "isotropic", n=12)
+    uneven = scan.gtab.bvecs * torch.tensor([1.0, 0.5, 0.3], dtype=torch.float64)
+    uneven = uneven / uneven.norm(dim=-1, keepdim=True).clamp_min(1e-9)
+    noise = torch.randn(scan.signal.shape, generator=torch.Generator().manual_seed(1)).abs() * 20
+    scan = replace(
+        scan,
+        signal=noise * torch.where(scan.gtab.is_b0, 2.0, 1.0)[:, None, None, None].float(),
+        gtab=replace(scan.gtab, bvecs=uneven),
+    )
+    verdict = check_gradients(scan, _generator())
+    assert verdict.verdict == "INCONCLUSIVE", verdict.reason
+    assert verdict.suggested_fix is None
+
+
 def test_b_values_out_of_order_fail(curved: DWI) -> None:
     rolled = curved.gtab[torch.arange(len(curved.gtab)).roll(3)]
     verdict = check_gradients(replace(curved, gtab=rolled), _generator())
