@@ -62,13 +62,19 @@ def main() -> int:
     parser.add_argument("--methods", nargs="*", default=["bootstrap", "laplace"])
     parser.add_argument("--snrs", type=int, nargs="*", default=list(voxels.SNRS))
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--add", action="store_true", help="to what --output holds, the other method's entries")
     arguments = parser.parse_args()
-    command = f"python benchmarks/uncertainty.py --voxels {arguments.voxels} --samples {arguments.samples}"
-    result: dict[str, Any] = {}
+    methods = "" if len(arguments.methods) > 1 else f" --methods {arguments.methods[0]}"
+    command = f"python benchmarks/uncertainty.py{methods} --voxels {arguments.voxels} --samples {arguments.samples}"
+    before = json.loads(arguments.output.read_text()) if arguments.add and arguments.output.is_file() else {}
+    result: dict[str, Any] = before.get("models", {})
     for name in arguments.models:
-        result[name] = of_model(name, arguments)
+        result[name] = result.get(name, {}) | of_model(name, arguments)
         print(name, json.dumps(result[name]), file=sys.stderr, flush=True)
-        document = {"meta": measure.meta(command), "level": LEVEL, "models": result, **flat(result)}
+        meta = measure.meta(command)
+        document = {"meta": meta, "level": LEVEL, "models": result, **flat(result)}
+        if before:
+            document["before"] = before["meta"]  # of the other method's entries
         if arguments.output:
             arguments.output.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document, indent=1))

@@ -34,8 +34,14 @@ __all__ = ["FEW_ENOUGH", "SLAB", "FitModel"]
 _TIMED = ("mapmri",)  # models that need the diffusion time
 Spread = Literal["none", "laplace", "bootstrap"]
 _SENTENCES = {
-    "laplace": ("Standard deviations of the maps were found from the derivatives of the fits", "koay2007"),
-    "bootstrap": ("Standard deviations of the maps were found by a bootstrap of the fits' residuals", "chung2006"),
+    "laplace": (
+        "Standard errors of the maps were found from the derivatives of the fits and calibrated on simulated voxels",
+        "koay2007",
+    ),
+    "bootstrap": (
+        "Standard errors of the maps were found by a bootstrap of the fits' residuals and calibrated on simulated voxels",
+        "chung2006",
+    ),
 }
 _FIXELS = (
     "Lobes of the orientation distributions were told apart as fixels, each with its peak, its integral and its dispersion",

@@ -2,7 +2,7 @@
 
 Vovk, Gammerman & Shafer, *Algorithmic learning in a random world*, 2005, doi:10.1007/b106715; with the error divided by
 what is stated of it, Lei, G'Sell, Rinaldo, Tibshirani & Wasserman, *Distribution-free predictive inference for regression*,
-JASA 2018, doi:10.1080/01621459.2017.1307116, section 5.2. Voxels of a broad population (mixtures of tensors that no model
+JASA 2018, doi:10.1080/01621459.2017.1307116. Voxels of a broad population (mixtures of tensors that no model
 here shares) are measured with the scan's own table at several noise levels; the truth is what the model reads from them
 without noise, and the quantiles of the error over the stated deviation are what intervals are made of. They hold bias,
 constraints and choices among forms alike, on average over the population. Departure: the quantiles are functions of

@@ -50,7 +50,7 @@ def read(
 def specs(kind: type[SignalModel]) -> tuple[MapSpec, ...]:
     """What the error of each readout is, in words and units, under the readout's name."""
     found = [
-        replace(spec, description=f"Standard deviation of: {spec.description}")
+        replace(spec, description=f"Standard error of: {spec.description}")
         for spec in kind.maps
         if spec.components == "scalar"
     ]
