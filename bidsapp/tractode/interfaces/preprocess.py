@@ -227,7 +227,10 @@ def _unring(part: Part, plan: PreprocessPlan, device: str, filled: tuple[int, ..
 def find_motion(part: Part, plan: PreprocessPlan, device: str, hz: Float[Tensor, "i j k"] | None = None) -> None:
     """Where the head lay in each volume; ``hz`` is the field on the scan's grid, where it is known."""
     steps, scan = part.steps, part.scan
-    lack = motion.why_not(scan.gtab) or ("the image is a single slice" if min(scan.grid.shape) < 4 else None)
+    thin = min(scan.grid.shape)
+    lack = motion.why_not(scan.gtab) or (
+        f"an axis of the image has only {thin} voxels; 4 are needed" if thin < 4 else None
+    )
     if not steps.wants("motion", plan.motion, part.run.done_by, lack):
         _no_outliers(part, plan)
         return

@@ -46,7 +46,9 @@ def bias_field(image: Image, mask: Image, settings: BiasSettings | None = None) 
     inside = mask.mask & (values > 0) & torch.isfinite(values)
     if int(inside.sum()) < 1000:
         raise InputDataError(
-            f"{int(inside.sum())} voxels of the mask are above 0", id="E-BIAS-EMPTY", needed="a brain of 1,000 voxels"
+            f"only {int(inside.sum())} voxels of the mask are above 0, and shading is told from 1,000 or more",
+            id="E-BIAS-EMPTY",
+            needed="a brain of 1,000 voxels",
         )
     index = inside.nonzero()
     index = index[:: max(1, len(index) // settings.points)]
