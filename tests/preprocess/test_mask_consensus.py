@@ -135,6 +135,18 @@ def test_one_method_can_be_named(oblique_affine: torch.Tensor) -> None:
         scan_mask(scan, "template")
 
 
+def test_what_hangs_on_by_a_voxel_falls_off(oblique_affine: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, brain = head(oblique_affine)
+    nosy = brain.clone()
+    nosy[53:58, 30, 25] = True
+    nosy[58:61, 28:33, 23:28] = True
+    assert int((nosy & ~brain).sum()) > 70
+    monkeypatch.setattr(mask_consensus, "brain_mask", lambda *_: Image(scan.grid, nosy[None]))
+    kept = scan_mask(scan, "threshold").mask.mask
+    assert int((kept & ~brain).sum()) < 5
+    assert int((brain & ~kept).sum()) == 0
+
+
 def test_nothing_is_refused(oblique_affine: torch.Tensor) -> None:
     scan, _ = head(oblique_affine)
     with pytest.raises(InputDataError, match="E-MASK-NONE"):
