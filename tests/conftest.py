@@ -6,8 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
-import torch
+# One thread a process, of the programs that tests start too: several workers share the machine.
+for _library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ID = re.compile(r"E(-[A-Z0-9]+)+")
@@ -26,7 +27,7 @@ def uses(package: Path, kinds: frozenset[str]) -> list[Use]:
     """All uses in the package's files; ``kinds`` are the names of its error classes."""
     found = []
     for path in sorted(package.rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = _tree(path)
         makers = _makers(tree, kinds)
         for function, call in _calls(tree):
             for id_ in _ids(call):
@@ -43,7 +44,7 @@ def literals(package: Path) -> set[str]:
     strings = (
         node.value
         for path in package.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(_tree(path))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     )
     return {text for text in strings if ID.fullmatch(text)}
@@ -54,7 +55,7 @@ def built(package: Path) -> list[str]:
     return [
         f"{path.relative_to(package)}:{node.lineno}"
         for path in package.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(_tree(path))
         if isinstance(node, ast.JoinedStr)
         and node.values
         and isinstance(node.values[0], ast.Constant)
@@ -66,12 +67,17 @@ def ill_formed(package: Path, kinds: frozenset[str]) -> list[str]:
     """Places where an error class is given an ID that is not of the form ``E-…``."""
     wrong = []
     for path in sorted(package.rglob("*.py")):
-        for _, call in _calls(ast.parse(path.read_text(encoding="utf-8"))):
+        for _, call in _calls(_tree(path)):
             given = [k.value for k in call.keywords if k.arg == "id" and isinstance(k.value, ast.Constant)]
             if ast.unparse(call.func) in kinds:
                 ids = [str(value.value) for value in given if not ID.fullmatch(str(value.value))]
                 wrong += [f"{path.relative_to(package)}:{call.lineno}: {id_}" for id_ in ids]
     return wrong
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _calls(tree: ast.AST, function: str = "") -> Iterator[tuple[str, ast.Call]]:

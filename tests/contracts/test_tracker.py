@@ -118,11 +118,11 @@ def test_stays_about_a_circle_on_average(name: str, oblique_affine: Tensor) -> N
         pytest.skip("deterministic")
     grid, axis, centre = world(oblique_affine)
     field, mask = circles(name, grid, axis, centre)
-    seeds = seeds_on_circle(grid, centre, 256)
+    seeds = seeds_on_circle(grid, centre, 128)
     tangent = torch.linalg.cross(axis.expand_as(seeds), seeds - centre) / RADIUS
     tracker = TRACKERS[name](max_length=12.0, min_length=10.0, one_way=True)
     lines = run(tracker, field, seeds, mask, directions=tangent)
-    assert len(lines) > 200
+    assert len(lines) > 100
     ends = lines.offsets[:-1]  # lines run towards the seed in their first half, the only one here
     assert torch.equal(lines.per_streamline["seed_point"], lines.offsets[1:] - 1 - ends)
     across, along = radii(lines, axis, centre)[ends] - RADIUS, ((lines.points - centre) @ axis)[ends]
@@ -179,21 +179,20 @@ def test_same_generator_same_bytes_whatever_batches_and_threads(
     grid, axis, centre = world(oblique_affine, 2.0)
     field, mask = circles(name, grid, axis, centre)
     field = cast(field, dtype)
-    seeds = grid.to_world(mask.mask.nonzero()[::33].to(DOUBLE)).to(dtype)
-    tracker = TRACKERS[name](compiled=compiled, max_length=8.0, min_length=2.0)
-    results = [run(dataclasses.replace(tracker, batch_size=size), field, seeds, mask, seed=5) for size in (1000, 23)]
+    seeds = grid.to_world(mask.mask.nonzero()[::60].to(DOUBLE)).to(dtype)
+    tracker = TRACKERS[name](compiled=compiled, max_length=3.0, min_length=1.0)
+    first = run(tracker, field, seeds, mask, seed=5)
     torch.set_num_threads(2)
     try:
-        results.append(run(dataclasses.replace(tracker, batch_size=1000), field, seeds, mask, seed=5))
+        other = run(dataclasses.replace(tracker, batch_size=9), field, seeds, mask, seed=5)
     finally:
         torch.set_num_threads(1)
-    assert len(results[0]) > 15
-    for other in results[1:]:
-        assert torch.equal(results[0].points, other.points)
-        assert torch.equal(results[0].offsets, other.offsets)
-        assert torch.equal(results[0].per_streamline["seed"], other.per_streamline["seed"])
+    assert len(first) > 8
+    assert torch.equal(first.points, other.points)
+    assert torch.equal(first.offsets, other.offsets)
+    assert torch.equal(first.per_streamline["seed"], other.per_streamline["seed"])
     other_draw = run(tracker, field, seeds, mask, seed=6)
-    assert other_draw.points.shape != results[0].points.shape or not torch.equal(other_draw.points, results[0].points)
+    assert other_draw.points.shape != first.points.shape or not torch.equal(other_draw.points, first.points)
 
 
 def test_gradient_is_finite_and_not_zero_where_declared(name: str, oblique_affine: Tensor) -> None:

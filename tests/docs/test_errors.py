@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -27,9 +28,11 @@ def _load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.fixture
-def error_ids(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return _load("error_ids", monkeypatch)
+@pytest.fixture(scope="module")
+def error_ids() -> Iterator[ModuleType]:
+    """One for all tests here: it keeps what it has parsed."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield _load("error_ids", monkeypatch)
 
 
 def test_every_id_of_the_source_is_found_where_its_error_is_made(error_ids: ModuleType) -> None:
