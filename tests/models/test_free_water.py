@@ -94,3 +94,14 @@ def test_the_derivative_by_hand_is_that_of_the_prediction(weight: float) -> None
     expected = value_and_jacobian(lambda p: _predicted(p, second, b, weight), q)
     for found, wanted in zip(_linearised(q, second, b, weight), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_water_above_a_noise_floor_has_no_tissue() -> None:
+    gtab = table_of_shells((1000.0, 2000.0), 20)
+    wave = 1 + 0.3 * gtab.bvecs[:, 0] * gtab.bvecs[:, 1]
+    floor = torch.where(gtab.is_b0, 1.0, torch.where(gtab.bvals < 1500, 0.0625, 0.018) * wave)[None] * 3000
+    params = FreeWaterDTI().fit(floor, gtab)
+    assert bool(params.isfinite().all())
+    maps = FreeWaterDTI().to_maps(params)
+    assert float(maps["fwf"]) == 1
+    assert float(maps["md"]) == 0

@@ -147,7 +147,10 @@ def _fit_part(signal: Float[Tensor, "t n"], gtab: GradientTable, prior: bool) ->
         n_iterations=100,
         linearised=lambda p: _linearised(p, second, b, weight),
     )
-    tensor, fraction = _tensor(q) / _B_SCALE, q[:, 6:7].sin().square()
+    # Beside water and a noise floor the tissue's tensor may grow without end, since no signal is left of it.
+    size = q[:, :6].detach().square().sum(-1, keepdim=True) / 3  # the trace of L Lᵀ, over 3
+    empty = empty | ~(size <= _ALL_WATER * _B_SCALE)
+    tensor, fraction = _tensor(torch.where(empty, start, q)) / _B_SCALE, q[:, 6:7].sin().square()
     tensor, fraction = torch.where(empty, 0.0, tensor), torch.where(empty, 1.0, fraction)
     log_s0 = torch.where(empty, plain[:, 6:].to(q), q[:, 7:])
     return torch.cat([tensor, fraction, log_s0 + largest.log()], -1).to(dtype)
