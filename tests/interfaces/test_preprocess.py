@@ -183,6 +183,14 @@ def _alike(signal: torch.Tensor, volume: int, other: int, where: torch.Tensor) -
     return 1 - float((signal[volume] - signal[other])[where].abs().mean() / signal[other][where].mean())
 
 
+def test_an_empty_mask_that_came_along_is_not_used(head: Head, tmp_path: Path) -> None:
+    reference = Image(head.grid, head.series()[:1])
+    step = SimpleNamespace(inputs=SimpleNamespace(run=SimpleNamespace(mask=tmp_path / "mask.nii.gz")))
+    for inside, is_taken in ((torch.zeros_like(reference.values), False), (reference.values > 0, True)):
+        write_image(step.inputs.run.mask, Image(head.grid, inside.to(torch.uint8)))
+        assert (PrepareDwi._given(step, reference) is not None) == is_taken
+
+
 @pytest.mark.usefixtures("quick")
 def test_what_is_switched_off_leaves_the_scan_as_it_is(
     head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -26,7 +26,7 @@ def voted_mask(
     Parameters
     ----------
     given
-        The mask that came with the run, for an image on its grid; ``None`` where there is none or it lies on another grid.
+        The mask that came with the run, for an image on its grid; ``None`` where there is none, or it is empty or on another grid.
     """
     reference = dwi_reference(scan)
     came = given(reference)
@@ -39,7 +39,9 @@ def voted_mask(
         return came, []
     notes: list[Note] = []
     if run.mask is not None:
-        text = f"{run.name}: {run.mask.name}, which came with the scan, lies on another grid and was not used"
+        text = (
+            f"{run.name}: {run.mask.name}, which came with the scan, is empty or lies on another grid, and was not used"
+        )
         notes = [warning("W-MASK-GRID", text)]
     verdict = scan_mask(scan, method, lambda: (load_builtin("T1w", _TEMPLATE_MM), load_builtin("mask", _TEMPLATE_MM)))
     writer.facts["brain_mask"] = verdict.record()

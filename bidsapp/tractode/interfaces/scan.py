@@ -163,11 +163,11 @@ class PrepareDwi(Step):
         return brain_mask(reference) if given is None else given
 
     def _given(self, reference: Image) -> Image | None:
-        """The mask that came with a preprocessed scan, where it lies on the scan's grid."""
+        """The mask that came with a preprocessed scan, where it lies on the scan's grid and holds something."""
         path = self.inputs.run.mask
         if path is not None:
             mask, _ = read_image(path, reference.grid.space)
-            if mask.grid.matches(reference.grid):
+            if mask.grid.matches(reference.grid) and bool(mask.mask.any()):
                 return Image(reference.grid, mask.mask[None])
         return None
 
