@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tractode.contracts import SignalModel
 from tractode.fields import GradientTable
-from tractode.models.noise import Noise, explained, noise_of, without_floor
+from tractode.models.noise import Noise, explained, noise_of
 
 Kind = Literal["residual", "wild"]
 
@@ -29,13 +29,9 @@ ROWS = 16384  # signals fitted at once
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Parameters fitted to each repetition, beside those of the measured signal and of the fit's own signal without floor.
-
-    What the samples are off from ``reference`` is what ``params`` may be off from the truth.
-    """
+    """Parameters fitted to each repetition, beside those of the measured signal."""
 
     params: Float[Tensor, "v p"]
-    reference: Float[Tensor, "v p"]
     samples: Float[Tensor, "n v p"]
     noise: Noise
 
@@ -60,7 +56,7 @@ def bootstrap(
                 for signals in repetitions(noise, draws(len(gtab), n, generator), kind)
             ]
         )
-        return Samples(params, without_floor(model, params, gtab, noise), samples, noise)
+        return Samples(params, samples, noise)
 
 
 def draws(n_volumes: int, n: int, generator: torch.Generator | None = None) -> Int[Tensor, "n m"]:

@@ -27,7 +27,6 @@ from tractode.fields.scheme import scheme_of
 from tractode.ops import rician
 from tractode.ops import spherical_harmonics as sh
 
-FLOOR_STEPS = 2  # towards the amplitude without noise floor; more would make more of the noise than of the floor
 _LARGEST_ORDERS = ((1200.0, 4), (3200.0, 6), (float("inf"), 8))  # what a fibre's signal holds of each degree, below 1 %
 _MOST_COEFFICIENTS = 0.76  # of the number of directions
 _FEWEST_FREEDOMS = 8.0  # of smooth shells; with fewer the model's own residuals are better
@@ -43,11 +42,10 @@ class Noise:
     ``sigma`` is that of one channel, in signal units; ``magnitude`` the expected mean: that of the model's
     signals, or of the smooth ones where the model does not explain them; ``spread`` the standard deviation of each measured
     magnitude. ``residuals`` have mean 0 and variance 1 over the volumes that are drawn from: the first ``n_drawn`` that ``pool``
-    names. ``freedom`` is the number of degrees of freedom that sigma rests on.
+    names.
     """
 
     sigma: Float[Tensor, "v 1"]
-    freedom: Float[Tensor, "v 1"]
     magnitude: Float[Tensor, "v n"]
     spread: Float[Tensor, "v n"]
     residuals: Float[Tensor, "v n"]
@@ -57,7 +55,7 @@ class Noise:
 
     def of(self, rows: Int[Tensor, " k"]) -> Noise:
         """That of some voxels."""
-        parts = (self.sigma, self.freedom, self.magnitude, self.spread, self.residuals, self.pool, self.n_drawn)
+        parts = (self.sigma, self.magnitude, self.spread, self.residuals, self.pool, self.n_drawn)
         return Noise(*(part[rows] for part in parts), self.has_floor)
 
 
@@ -103,7 +101,6 @@ def noise_of(
         smooth, left = predicted, 1 - _leverages(model, signal, gtab)
     else:
         smooth, left = signal @ smoother.to(signal).mT, 1 - smoother.diagonal().to(signal).expand_as(signal)
-    known = sigma is not None
     told = _level(signal - smooth, left, smooth, has_floor)
     sigma = told if sigma is None else _at_least(sigma.to(signal), told, left)
     kept = left > _LEAST_FREEDOM
@@ -115,18 +112,8 @@ def noise_of(
     scale = (((residuals - centre) * kept).square().sum(-1, keepdim=True) / n_drawn).sqrt()
     residuals = (residuals - centre) / scale.clamp(min=torch.finfo(signal.dtype).tiny)
     pool = (~kept).to(torch.uint8).argsort(dim=-1, stable=True)
-    freedom = left.clamp(min=0).sum(-1, keepdim=True) if not known else torch.full_like(sigma, torch.inf)
     magnitude = _between(predicted, smooth, sigma, 1 - left, params.shape[-1])
-    return Noise(sigma, freedom, magnitude, _spread(magnitude, sigma, has_floor), residuals, pool, n_drawn, has_floor)
-
-
-def without_floor(
-    model: SignalModel, params: Float[Tensor, "v p"], gtab: GradientTable, noise: Noise, steps: int = FLOOR_STEPS
-) -> Float[Tensor, "v p"]:
-    """Parameters of the expected signal less its noise floor (see `rician.amplitude`); ``params`` where it has none."""
-    if not noise.has_floor:
-        return params
-    return model.fit(noise.sigma * rician.amplitude(noise.magnitude / noise.sigma, steps), gtab)
+    return Noise(sigma, magnitude, _spread(magnitude, sigma, has_floor), residuals, pool, n_drawn, has_floor)
 
 
 def _predicted(
