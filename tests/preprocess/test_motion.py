@@ -17,6 +17,7 @@ from tractode.preprocess.eddy import PhaseEncoding, constant_part, geometry
 from tractode.preprocess.field_of_view import seen_by_all
 from tractode.preprocess.level import Level
 from tractode.preprocess.motion import MotionEstimate, MotionSettings, correct_motion, framewise_displacement, why_not
+from tractode.preprocess.outliers import lost_volumes
 from tractode.preprocess.resample import noise_gain, resample_series, resampled, splined
 
 QUICK = MotionSettings(smoothing=(9.0, 6.0, 5.0), points=6000)
@@ -121,6 +122,23 @@ def test_lost_slices_are_filled_in_from_a_prediction_of_another_grid(oblique_aff
     index = torch.cartesian_prod(*(torch.arange(8.0, 13.0).double() for _ in range(3)))
     expected = scan.grid.to_world(index).float() @ slope
     torch.testing.assert_close(rounds._predicted_at(0, index), expected, atol=1e-2, rtol=0)
+
+
+def test_a_volume_that_shows_nothing_is_told_and_has_its_neighbours_pose(oblique_affine: Tensor) -> None:
+    """One weighted volume nearly dark, another pure noise as bright as the rest; the last b=0 is one of three and stays."""
+    gtab = phantom.table(12, 2)
+    rigid = torch.zeros(len(gtab), 6, dtype=torch.float64)
+    rigid[:, 0] = torch.linspace(0, 2, len(gtab))
+    scan = phantom.scan(phantom.grid_of(oblique_affine), gtab, rigid, torch.zeros(len(gtab), 9).double(), sigma=15.0)
+    assert not bool(lost_volumes(scan.signal, scan.mask, gtab).any())
+    scan.signal[4] *= 1e-3
+    generator = torch.Generator().manual_seed(0)
+    scan.signal[10] = 600 * torch.rand(scan.grid.shape, generator=generator)
+    assert lost_volumes(scan.signal, scan.mask, gtab).nonzero()[:, 0].tolist() == [4, 10]
+    found = correct_motion(scan, None, MotionSettings(smoothing=(10.0,), steps=1, points=1000))
+    assert found.outliers.all(-1).nonzero()[:, 0].tolist() == [4, 10]
+    assert torch.allclose(found.rigid[4], (found.rigid[3] + found.rigid[5]) / 2)
+    assert "4, 10" in found.notes[-1]
 
 
 def test_two_volumes_meet(oblique_affine: Tensor) -> None:

@@ -28,9 +28,10 @@ from tractode.fields.image import ImageGrid
 from tractode.fields.transform import Affine
 from tractode.ops import volume_pose as pose
 from tractode.preprocess.eddy import PhaseEncoding
-from tractode.preprocess.outliers import OutlierSettings
+from tractode.preprocess.outliers import OutlierSettings, lost_volumes
 
 Progress = Callable[[int, int], None]
+_LOST_SCORE = -100.0  # standard deviations that are told of a slice of a volume that shows nothing
 RADIUS = 50.0  # mm; a turn counts as the arc that it makes at this distance (Power 2012, doi:10.1016/j.neuroimage.2011.10.018)
 
 
@@ -160,4 +161,36 @@ def correct_motion(
     """
     from tractode.preprocess.alignment import Rounds
 
-    return Rounds(scan, encoding, settings or MotionSettings(), hz).estimate(progress or (lambda done, total: None))
+    settings, told = settings or MotionSettings(), progress or (lambda done, total: None)
+    kept = ~lost_volumes(scan.signal.cpu(), scan.mask.cpu(), scan.gtab)
+    if bool(kept.all()) or why_not(scan.gtab[kept]) is not None:
+        return Rounds(scan, encoding, settings, hz).estimate(told)
+    # A volume that shows nothing has no pose of its own, and must not foretell others.
+    rest = DWI(scan.grid, scan.signal[kept.to(scan.signal.device)], scan.gtab[kept], scan.mask)
+    return _with_lost(Rounds(rest, encoding, settings, hz).estimate(told), kept, settings.outliers is not None)
+
+
+def _with_lost(estimate: MotionEstimate, kept: Bool[Tensor, " n"], judged: bool) -> MotionEstimate:
+    """The estimate of all volumes: those that are lost lie where the ones before and after them lie."""
+    there = kept.nonzero()[:, 0]
+    place = torch.arange(len(kept)).clamp(int(there[0]), int(there[-1]))
+    upper = torch.searchsorted(there, place).clamp(1, len(there) - 1)
+    share = (place - there[upper - 1]).double() / (there[upper] - there[upper - 1])
+
+    def between(values: Float[Tensor, "m *c"]) -> Float[Tensor, "n *c"]:
+        weight = share.reshape(-1, *[1] * (values.ndim - 1)).to(values)
+        return torch.lerp(values[upper - 1], values[upper], weight)
+
+    def spread(values: Tensor, fill: float) -> Tensor:
+        out = torch.full((len(kept), *values.shape[1:]), fill).to(values)
+        out[kept] = values
+        return out
+
+    lost = ", ".join(str(number) for number in (~kept).nonzero()[:, 0].tolist())
+    note = f"volumes that show nothing of the brain (counted from 0): {lost}; their poses are their neighbours'"
+    constant = estimate.eddy_constant
+    return replace(
+        estimate, rigid=between(estimate.rigid), eddy=between(estimate.eddy), outliers=spread(estimate.outliers, float(judged)),
+        scores=spread(estimate.scores, _LOST_SCORE if judged else 0.0), correlation=spread(estimate.correlation, 0.0),
+        notes=(*estimate.notes, note), eddy_constant=None if constant is None else between(constant),
+    )  # fmt: skip

@@ -5,7 +5,8 @@ correction of diffusion MR images*, NeuroImage 141:556 (2016), doi:10.1016/j.neu
 
 Departures: differences are shares of the predicted signal, so that they mean the same in every slice and shell; the deviation is robust
 (from the median of absolute deviations) and taken over the volumes of a kind in a slice, but never less than that over all slices. Only
-losses count: movement within a volume makes signal disappear, hardly ever appear.
+losses count: movement within a volume makes signal disappear, hardly ever appear. A volume that is lost as a whole is told beforehand, from
+its brightness and its likeness to the mean of its kind.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tractode.fields.gradients import GradientTable
+
+_MOST_VOXELS = 20_000
+_LEAST_OF_A_KIND = 4  # volumes, to say what is usual
+_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,25 @@ def deviations(losses: Float[Tensor, "n s"], gtab: GradientTable) -> Float[Tenso
         floor = 1.4826 * apart.abs().flatten().nanmedian()
         out[index] = torch.nan_to_num(apart / torch.maximum(scale, floor).clamp_min(1e-9), nan=0.0)
     return out
+
+
+def lost_volumes(
+    signal: Float[Tensor, "n i j k"], mask: Bool[Tensor, "i j k"], gtab: GradientTable
+) -> Bool[Tensor, " n"]:
+    """Volumes that show nothing of the brain: less than half as bright, or half as like the others' mean, as is usual in their kind."""
+    lost = torch.zeros(len(signal), dtype=torch.bool)
+    where = mask.reshape(-1).nonzero()[:, 0]
+    where = where[:: max(1, len(where) // _MOST_VOXELS)]
+    for index in kinds(gtab):
+        if len(index) < _LEAST_OF_A_KIND or len(where) < 2:
+            continue
+        values = torch.stack([signal[volume].reshape(-1)[where].double() for volume in index.tolist()])
+        level = values.mean(-1)
+        # The median volume, since a mean holds the lost one.
+        usual = values / level[:, None].clamp_min(1e-12)
+        like = torch.corrcoef(torch.cat((usual.median(0).values[None], values)))[0, 1:].nan_to_num(0.0)
+        lost[index] = (level < _SHARE * level.median()) | (like < _SHARE * like.median())
+    return lost
 
 
 def kinds(gtab: GradientTable) -> list[Tensor]:
