@@ -61,10 +61,12 @@ def model_nodes(
     """A node for every model that the run's data support and that was asked for."""
     choice = choice_of(run, settings)
     nodes: dict[str, pe.Node] = {}
+    of_tracking = choice.untracked(settings.tracking)
     for name in choice.models:
         kind = MODELS[name]
+        reason = choice.reasons[name] if nodes or not of_tracking else f"{choice.reasons[name]}; {of_tracking}"
         step = FitModel(
-            run=run, model=name, reason=choice.reasons[name], uncertainty=settings.uncertainty,
+            run=run, model=name, reason=reason, uncertainty=settings.uncertainty,
             fixels=settings.fixels and issubclass(kind, OrientationModel),
             refused=choice.reasons[name].removeprefix("refused: ") if name in choice.refused else "",
             left_out={} if nodes else choice.passed_over,
