@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from pathlib import Path
 
 import pytest
+from tests.bids.raw_dataset import SIDECAR, add_run, write
 
-from tractode.bids.query import choose_anat, explain_anat, find_participants
+from tractode.bids.query import find_participants
 from tractode.errors import (
-    ConfigurationError,
     InputDataError,
     InvalidDatasetError,
     MissingInputError,
@@ -19,48 +18,11 @@ from tractode.errors import (
     TractodeError,
 )
 
-SIDECAR = {"PhaseEncodingDirection": "j-", "TotalReadoutTime": 0.05}
-
-
-def _write(path: Path, content: str | bytes = b"data") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def _run(root: Path, name: str, *, gradients: bool = True, sidecar: dict | None = SIDECAR) -> Path:
-    """A dwi run of the given name, its folder taken from the name."""
-    entities = dict(pair.split("-") for pair in name.split("_"))
-    folder = root / f"sub-{entities['sub']}" / (f"ses-{entities['ses']}" if "ses" in entities else "") / "dwi"
-    image = _write(folder / f"{name}_dwi.nii.gz")
-    if gradients:
-        _write(folder / f"{name}_dwi.bval", "0 1000\n")
-        _write(folder / f"{name}_dwi.bvec", "0 1\n0 0\n0 0\n")
-    if sidecar is not None:
-        _write(folder / f"{name}_dwi.json", json.dumps(sidecar))
-    return image
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    root = tmp_path / "a data set é#%"
-    _write(root / "dataset_description.json", json.dumps({"Name": "x", "BIDSVersion": "1.10.0", "DatasetType": "raw"}))
-    _run(root, "sub-01_dir-AP")
-    _run(root, "sub-01_dir-PA", sidecar={"PhaseEncodingDirection": "j"})
-    _write(root / "sub-01/anat/sub-01_T1w.nii.gz")
-    _write(root / "sub-01/anat/sub-01_acq-nonorm_T1w.nii.gz")
-    _run(root, "sub-02")
-    return root
-
 
 def _only_failure(dataset: Path, **request) -> TractodeError:
     found = find_participants(dataset, **request)
     assert len(found.failures) == 1
     return found.failures[0].error
-
-
-def _reasons(dataset: Path, **request) -> dict[str, str]:
-    return {file.path: file.reason for file in find_participants(dataset, **request).ignored}
 
 
 def test_runs_have_gradients_metadata_and_names(dataset: Path) -> None:
@@ -108,26 +70,26 @@ def test_absent_folder_and_file_instead_of_folder(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError):
         find_participants(tmp_path / "nowhere")
     with pytest.raises(InvalidDatasetError):
-        find_participants(_write(tmp_path / "file"))
+        find_participants(write(tmp_path / "file"))
 
 
 def test_description_absent_is_a_warning_and_broken_an_error(dataset: Path) -> None:
     description = dataset / "dataset_description.json"
     description.unlink()
     assert [note.id for note in find_participants(dataset).notes] == ["W-BIDS-NODESCRIPTION"]
-    _write(description, '{\n "Name": "x",\n}')
+    write(description, '{\n "Name": "x",\n}')
     with pytest.raises(InputDataError, match=r"line 3, column 1"):
         find_participants(dataset)
     for content in (b"", b"[]", '{"Name": "Zürich"}'.encode("latin-1")):
-        _write(description, content)
+        write(description, content)
         with pytest.raises(InputDataError, match=r"dataset_description\.json"):
             find_participants(dataset)
 
 
 def test_inheritance_merges_nearer_fields_over_farther(dataset: Path) -> None:
-    _write(dataset / "dwi.json", '{"EchoTime": 0.1, "Manufacturer": "A"}')
-    _write(dataset / "sub-01/sub-01_dwi.json", '{"EchoTime": 0.2}')
-    _write(dataset / "T1w.json", '{"EchoTime": 0.003}')
+    write(dataset / "dwi.json", '{"EchoTime": 0.1, "Manufacturer": "A"}')
+    write(dataset / "sub-01/sub-01_dwi.json", '{"EchoTime": 0.2}')
+    write(dataset / "T1w.json", '{"EchoTime": 0.003}')
     run = find_participants(dataset, participants=["01"]).participants[0].runs[0]
     assert run.metadata == {"EchoTime": 0.2, "Manufacturer": "A", **SIDECAR}
     assert [path.name for path in run.sidecars] == ["dwi.json", "sub-01_dwi.json", "sub-01_dir-AP_dwi.json"]
@@ -136,8 +98,8 @@ def test_inheritance_merges_nearer_fields_over_farther(dataset: Path) -> None:
 def test_gradients_are_inherited_and_the_nearest_wins(dataset: Path) -> None:
     for path in (dataset / "sub-02/dwi").glob("*.bv*"):
         path.unlink()
-    _write(dataset / "dwi.bval", "0 1000")
-    _write(dataset / "dwi.bvec", "0 1\n0 0\n0 0")
+    write(dataset / "dwi.bval", "0 1000")
+    write(dataset / "dwi.bvec", "0 1\n0 0\n0 0")
     found = find_participants(dataset)
     assert found.participants[1].runs[0].bval == dataset / "dwi.bval"
     assert found.participants[0].runs[0].bval.parent.name == "dwi"
@@ -145,9 +107,9 @@ def test_gradients_are_inherited_and_the_nearest_wins(dataset: Path) -> None:
 
 def test_two_inheritable_files_in_one_folder_contradict_each_other(dataset: Path) -> None:
     (dataset / "sub-01/dwi/sub-01_dir-AP_dwi.bval").unlink()
-    _write(dataset / "sub-01/sub-01_dwi.bval", "0 1000")
-    _write(dataset / "sub-01/dir-AP_dwi.bval", "0 1000")
-    _run(dataset, "sub-02_acq-x_dir-AP")
+    write(dataset / "sub-01/sub-01_dwi.bval", "0 1000")
+    write(dataset / "sub-01/dir-AP_dwi.bval", "0 1000")
+    add_run(dataset, "sub-02_acq-x_dir-AP")
     assert not find_participants(dataset, participants=["02"]).failures
     error = _only_failure(dataset, participants=["01"])
     assert error.id == "E-DATA-AMBIGUOUS"
@@ -176,7 +138,7 @@ def test_a_missing_gradient_table_fails_its_run_only(dataset: Path) -> None:
     ],
 )
 def test_content_that_was_not_fetched_is_named(dataset: Path, content: bytes, code: int, words: str) -> None:
-    _write(dataset / "sub-02/dwi/sub-02_dwi.nii.gz", content)
+    write(dataset / "sub-02/dwi/sub-02_dwi.nii.gz", content)
     error = _only_failure(dataset)
     assert error.exit_code == code
     assert words in str(error)
@@ -220,7 +182,7 @@ def test_an_unfetched_t1w_fails_every_run_that_needs_it(dataset: Path) -> None:
     ],
 )
 def test_bad_sidecars_name_file_and_place(dataset: Path, content: bytes, words: str) -> None:
-    _write(dataset / "sub-02/dwi/sub-02_dwi.json", content)
+    write(dataset / "sub-02/dwi/sub-02_dwi.json", content)
     error = _only_failure(dataset)
     assert error.exit_code == 65
     assert error.path.endswith("sub-02_dwi.json")
@@ -228,8 +190,8 @@ def test_bad_sidecars_name_file_and_place(dataset: Path, content: bytes, words: 
 
 
 def test_a_byte_order_mark_and_windows_lines_are_accepted(dataset: Path) -> None:
-    _write(dataset / "sub-02/dwi/sub-02_dwi.json", b'\xef\xbb\xbf{\r\n"EchoTime": 0.1}\r\n')
-    _write(dataset / "participants.tsv", b"participant_id\tage\r\nsub-01\t3\r\nsub-02\t4\r\n")
+    write(dataset / "sub-02/dwi/sub-02_dwi.json", b'\xef\xbb\xbf{\r\n"EchoTime": 0.1}\r\n')
+    write(dataset / "participants.tsv", b"participant_id\tage\r\nsub-01\t3\r\nsub-02\t4\r\n")
     found = find_participants(dataset)
     assert found.participants[1].runs[0].metadata == {"EchoTime": 0.1}
     assert not found.notes
@@ -237,40 +199,18 @@ def test_a_byte_order_mark_and_windows_lines_are_accepted(dataset: Path) -> None
 
 @pytest.mark.parametrize("content", [b"", b"id\nsub-01\n", b"participant_id\nsub-01\nsub-07\n", b"\xff\xfe"])
 def test_a_bad_participants_table_is_a_warning(dataset: Path, content: bytes) -> None:
-    _write(dataset / "participants.tsv", content)
+    write(dataset / "participants.tsv", content)
     assert [note.id for note in find_participants(dataset).notes] == ["W-BIDS-PARTICIPANTS"]
 
 
 def test_others_participants_files_are_not_read(dataset: Path) -> None:
-    _write(dataset / "sub-02/dwi/sub-02_dwi.json", "not json")
+    write(dataset / "sub-02/dwi/sub-02_dwi.json", "not json")
     (dataset / "sub-02/dwi/sub-02_dwi.bval").unlink()
     assert not find_participants(dataset, participants=["01"]).failures
 
 
-def test_sessions(dataset: Path) -> None:
-    _run(dataset, "sub-03_ses-a")
-    _run(dataset, "sub-03_ses-b")
-    found = find_participants(dataset, participants=["03"])
-    assert found.participants[0].sessions == ("a", "b")
-    found = find_participants(dataset, participants=["03"], sessions=["ses-b"])
-    assert [run.name for run in found.participants[0].runs] == ["sub-03_ses-b"]
-    assert (
-        _reasons(dataset, sessions=["b"])["sub-03/ses-a/dwi/sub-03_ses-a_dwi.nii.gz"] == "its session was not asked for"
-    )
-    with pytest.raises(NoMatchError, match="a, b"):
-        find_participants(dataset, sessions=["c"])
-
-
-def test_runs_in_and_outside_sessions_need_a_choice(dataset: Path) -> None:
-    _run(dataset, "sub-02_ses-a")
-    error = _only_failure(dataset)
-    assert (error.id, error.exit_code) == ("E-DATA-SESSIONS", 65)
-    found = find_participants(dataset, participants=["02"], sessions=["a"])
-    assert [run.name for run in found.participants[0].runs] == ["sub-02_ses-a"]
-
-
 def test_the_same_image_twice(dataset: Path) -> None:
-    _write(dataset / "sub-02/dwi/sub-02_dwi.nii")
+    write(dataset / "sub-02/dwi/sub-02_dwi.nii")
     error = _only_failure(dataset)
     assert (error.id, error.exit_code) == ("E-DATA-DUPLICATE", 65)
     assert "sub-02_dwi.nii," in str(error)
@@ -278,20 +218,20 @@ def test_the_same_image_twice(dataset: Path) -> None:
 
 def test_every_file_left_aside_is_listed_with_a_reason(dataset: Path) -> None:
     dwi = dataset / "sub-02/dwi"
-    _write(dwi / "sub-01_dwi.nii.gz")
-    _write(dwi / "._sub-02_dwi.nii.gz")
-    _write(dwi / ".DS_Store")
-    _write(dwi / "sub-02_dwi (1).nii.gz")
-    _write(dwi / "sub-02_dwi.nii.gz~")
-    _write(dwi / "sub-02_sbref.nii.gz")
-    _write(dwi / "sub-02_part-phase_dwi.nii.gz")
-    _write(dwi / "sub-02_space-T1w_dwi.nii.gz")
-    _write(dwi / "sub-02_acq-lost_dwi.bval")
-    _write(dataset / "sub-02/anat/sub-02_FLAIR.nii.gz")
-    _write(dataset / "sub-02/func/sub-02_task-rest_bold.nii.gz")
-    _write(dataset / "sub-02/notes.txt")
-    _write(dataset / "sub-01_b/dwi/sub-01_b_dwi.nii.gz")
-    _write(dataset / "Sub-04/dwi/sub-04_dwi.nii.gz")
+    write(dwi / "sub-01_dwi.nii.gz")
+    write(dwi / "._sub-02_dwi.nii.gz")
+    write(dwi / ".DS_Store")
+    write(dwi / "sub-02_dwi (1).nii.gz")
+    write(dwi / "sub-02_dwi.nii.gz~")
+    write(dwi / "sub-02_sbref.nii.gz")
+    write(dwi / "sub-02_part-phase_dwi.nii.gz")
+    write(dwi / "sub-02_space-T1w_dwi.nii.gz")
+    write(dwi / "sub-02_acq-lost_dwi.bval")
+    write(dataset / "sub-02/anat/sub-02_FLAIR.nii.gz")
+    write(dataset / "sub-02/func/sub-02_task-rest_bold.nii.gz")
+    write(dataset / "sub-02/notes.txt")
+    write(dataset / "sub-01_b/dwi/sub-01_b_dwi.nii.gz")
+    write(dataset / "Sub-04/dwi/sub-04_dwi.nii.gz")
     os.mkfifo(dwi / "sub-02_acq-pipe_dwi.nii.gz")
     found = find_participants(dataset)
     assert [p.label for p in found.participants] == ["01", "02"]
@@ -326,111 +266,3 @@ def test_a_loop_of_links_neither_hangs_nor_yields_runs(dataset: Path) -> None:
     found = find_participants(dataset)
     assert [run.name for run in found.participants[1].runs] == ["sub-02"]
     assert {file.path for file in found.ignored} == {"sub-02/dwi/loop/", "sub-02/loop/"}
-
-
-def test_filters_select_with_null_and_any(dataset: Path) -> None:
-    found = find_participants(
-        dataset, participants=["01"], filters={"dwi": {"direction": "PA"}, "t1w": {"acquisition": None}}
-    )
-    assert [run.name for run in found.participants[0].runs] == ["sub-01_dir-PA"]
-    assert [anat.path.name for anat in found.participants[0].anats] == ["sub-01_T1w.nii.gz"]
-    found = find_participants(
-        dataset, filters={"T1w": {"acquisition": "*"}, "dwi": {"direction": ["AP", None]}, "bold": {"task": "x"}}
-    )
-    assert [anat.path.name for anat in found.participants[0].anats] == ["sub-01_acq-nonorm_T1w.nii.gz"]
-    assert [run.name for p in found.participants for run in p.runs] == ["sub-01_dir-AP", "sub-02"]
-    assert {file.reason for file in found.ignored} == {"left out by --bids-filter-file"}
-
-
-def test_filters_that_match_nothing_or_make_no_sense(dataset: Path) -> None:
-    with pytest.raises(NoMatchError) as caught:
-        find_participants(dataset, filters={"dwi": {"direction": "LR"}})
-    assert caught.value.exit_code == 18
-    for filters in ({"dwi": {"nonsense": 1}}, {"dvi": {"direction": "AP"}}):
-        with pytest.raises(ConfigurationError):
-            find_participants(dataset, filters=filters)
-
-
-def test_a_participant_without_dwi_among_others(dataset: Path) -> None:
-    (dataset / "sub-09" / "anat").mkdir(parents=True)
-    found = find_participants(dataset)
-    assert "09" not in [participant.label for participant in found.participants]
-    assert [note.message for note in found.notes if note.id == "W-DATA-NODWI"] == [
-        "1 participant(s) without a dwi image are left out: sub-09"
-    ]
-    (failure,) = find_participants(dataset, participants=["01", "09"]).failures
-    assert (failure.name, failure.error.id, failure.error.exit_code) == ("sub-09", "E-DATA-NODWI", 66)
-
-
-def test_a_folder_in_place_of_a_run(dataset: Path) -> None:
-    (dataset / "sub-09/dwi/sub-09_dwi.nii.gz").mkdir(parents=True)
-    (failure,) = find_participants(dataset, participants=["09"]).failures
-    assert (failure.name, failure.error.id) == ("sub-09", "E-FILE-KIND")
-
-
-def test_no_dwi_at_all(dataset: Path) -> None:
-    _write(dataset / "sub-05/anat/sub-05_T1w.nii.gz")
-    with pytest.raises(MissingInputError) as caught:
-        find_participants(dataset, participants=["05"])
-    assert caught.value.exit_code == 66
-    assert len(find_participants(dataset).participants) == 2
-
-
-def test_anatomy_is_chosen_by_a_stated_rule(dataset: Path) -> None:
-    participant = find_participants(dataset).participants[0]
-    chosen = choose_anat(participant, None)
-    assert chosen is not None
-    assert chosen.path.name == "sub-01_T1w.nii.gz"
-    assert "rather than sub-01_acq-nonorm_T1w.nii.gz" in explain_anat(participant, None)
-    # Without the normalised one, the other is used; plain names and first runs come before others.
-    for name in ("run-02_T1w", "run-01_T1w", "acq-x_run-01_T1w"):
-        _write(dataset / f"sub-01/anat/sub-01_{name}.nii.gz")
-    (dataset / "sub-01/anat/sub-01_T1w.nii.gz").unlink()
-    chosen = choose_anat(find_participants(dataset).participants[0], None)
-    assert chosen is not None
-    assert chosen.path.name == "sub-01_run-01_T1w.nii.gz"
-    assert choose_anat(find_participants(dataset).participants[1], None) is None
-
-
-def test_anatomy_of_the_same_session_comes_first(dataset: Path) -> None:
-    for session in ("a", "b"):
-        _run(dataset, f"sub-03_ses-{session}")
-    _run(dataset, "sub-03_ses-c")
-    for session in ("b", "c"):
-        _write(dataset / f"sub-03/ses-{session}/anat/sub-03_ses-{session}_T1w.nii.gz")
-    participant = find_participants(dataset, participants=["03"]).participants[0]
-    chosen = {session: choose_anat(participant, session) for session in "abc"}
-    assert {session: anat.session for session, anat in chosen.items() if anat} == {"a": "b", "b": "b", "c": "c"}
-    assert "another session" in explain_anat(participant, "a")
-
-
-def test_t2w_is_taken_when_asked_for(dataset: Path) -> None:
-    _write(dataset / "sub-01/anat/sub-01_T2w.nii.gz")
-    anats = find_participants(dataset, participants=["01"], anat_modality="T2w").participants[0].anats
-    assert [anat.modality for anat in anats] == ["T2w"]
-
-
-def test_opposite_names_with_the_same_phase_encoding_are_reported(dataset: Path) -> None:
-    _write(dataset / "sub-01/dwi/sub-01_dir-PA_dwi.json", json.dumps(SIDECAR))
-    assert [note.id for note in find_participants(dataset).notes] == ["W-DATA-PHASE"]
-
-
-def test_derivatives_inside_the_dataset_are_not_input(dataset: Path) -> None:
-    _run(dataset / "derivatives/other", "sub-01_acq-inside")
-    _run(dataset / "sourcedata", "sub-06")
-    found = find_participants(dataset)
-    assert [run.name for p in found.participants for run in p.runs] == ["sub-01_dir-AP", "sub-01_dir-PA", "sub-02"]
-
-
-def test_real_dataset(test_data: Path) -> None:
-    found = find_participants(test_data / "bids_real")
-    runs = {p.label: len(p.runs) for p in found.participants}
-    assert runs == {"canonA": 3, "ds114": 1, "philipsslab": 1, "prismasag": 2, "toshiba60": 1, "xa30": 2}
-    assert not found.failures
-    assert not found.ignored
-    xa30 = found.participants[-1]
-    chosen = choose_anat(xa30, None)
-    assert chosen is not None
-    assert chosen.path.name == "sub-xa30_T1w.nii.gz"
-    assert {run.metadata["PhaseEncodingDirection"] for run in xa30.runs} == {"j", "j-"}
-    assert len(xa30.fmaps) == 3
