@@ -5,36 +5,41 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from tractode.cli.words import within
+
 if TYPE_CHECKING:
     from tractode.simulate.disturbance import DisturbanceSettings
+
+_AMOUNT = within(0.0, 20.0)
+_SHARE = within(0.0, 0.8)
 
 
 def add(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--head-motion",
         metavar="MM",
-        type=_amount,
+        type=_AMOUNT,
         default=0.0,
         help="the head moves during the dwi, at the farthest by so many mm and as many degrees (default: 0)",
     )
     group.add_argument(
         "--eddy-currents",
         metavar="MM",
-        type=_amount,
+        type=_AMOUNT,
         default=0.0,
         help="eddy currents: standard deviation of the shift along the phase encoding, 100 mm from the middle (default: 0)",
     )
     group.add_argument(
         "--dropped-slices",
         metavar="SHARE",
-        type=_share,
+        type=_SHARE,
         default=0.0,
         help="this share of the slices of weighted volumes loses 40 to 90 %% of its signal (default: 0)",
     )
     group.add_argument(
         "--shading",
         metavar="SHARE",
-        type=_share,
+        type=_SHARE,
         default=0.0,
         help="receive coils shade the dwi: standard deviation of the factor's logarithm in the brain (default: 0)",
     )
@@ -49,17 +54,3 @@ def settings(options: argparse.Namespace) -> DisturbanceSettings:
         dropped=outliers.DroppedSlicesSettings(options.dropped_slices) if options.dropped_slices else None,
         bias=bias.BiasSettings(options.shading) if options.shading else None,
     )
-
-
-def _amount(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 20:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 20")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 0.8:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 0.8")
-    return value

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tractode.cli.small_command import Parser, exit_code_of
+from tractode.cli.words import within
 from tractode.errors import MissingInputError, UsageError
 
 COMPARE = "compare"
@@ -82,19 +83,12 @@ def _parser() -> argparse.ArgumentParser:
         "--voxel-size",
         "--voxel_size",
         metavar="MM",
-        type=_millimetres,
+        type=within(0.2, 20.0, "a voxel size in mm"),
         default=2.0,
         help="with compare: voxels of the track-density maps (default: 2)",
     )
     add("--version", action="version", version=__version__)
     return parser
-
-
-def _millimetres(text: str) -> float:
-    value = float(text)
-    if not 0.2 <= value <= 20:
-        raise argparse.ArgumentTypeError(f"{text} mm is not a voxel size between 0.2 and 20")
-    return value
 
 
 if __name__ == "__main__":

@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tractode.cli import disturbance_options
-from tractode.cli.small_command import Parser, exit_code_of
+from tractode.cli.small_command import Parser, exit_code_of, positive
+from tractode.cli.words import within
 from tractode.errors import UsageError
 
 if TYPE_CHECKING:
     from tractode.workflows.simulate_settings import AtlasSettings, DistortionSettings, SimulationSettings
+
+_AMOUNT = within(0.0, 50.0)
+_READOUT = within(0.001, 0.5, "a readout time in seconds")
+_VOXEL = within(0.5, 20.0, "a voxel size in mm")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,12 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="tractode-simulate", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("out", metavar="OUT", type=Path, help="folder of the new dataset; must not exist or be empty")
-    add("--participants", metavar="N", type=_positive, default=1, help="how many (default: 1)")
+    add("--participants", metavar="N", type=positive, default=1, help="how many (default: 1)")
     add("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
     add(
         "--resolution",
         metavar="MM",
-        type=_millimetres,
+        type=_VOXEL,
         nargs="+",
         default=[2.0],
         help="dwi voxel size, one number or three (default: 2)",
@@ -60,12 +65,12 @@ def _parser() -> argparse.ArgumentParser:
         default=["T1w"],
         help="anatomical images: some of T1w, T2w, FLAIR (default: T1w)",
     )
-    add("--t1w-resolution", metavar="MM", type=_millimetres, default=1.0, help="T1w voxel size (default: 1)")
+    add("--t1w-resolution", metavar="MM", type=_VOXEL, default=1.0, help="T1w voxel size (default: 1)")
     for suffix in ("t2w", "flair"):
         add(
             f"--{suffix}-resolution",
             metavar="MM",
-            type=_millimetres,
+            type=_VOXEL,
             nargs="+",
             help="the same of this image, one number or three (default: that of the T1w)",
         )
@@ -77,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         default=((1000.0, 32), (2500.0, 64)),
         help="b-value in s/mm² and number of directions of each shell (default: 1000:32,2500:64)",
     )
-    add("--b0s", metavar="N", type=_positive, default=8, help="number of b=0 volumes (default: 8)")
+    add("--b0s", metavar="N", type=positive, default=8, help="number of b=0 volumes (default: 8)")
     add("--gradients", metavar=("BVAL", "BVEC"), nargs=2, type=Path, help="this table instead of --shells and --b0s")
     add(
         "--snr",
@@ -109,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--fibres",
         metavar="N",
-        type=_positive,
+        type=positive,
         help="streamlines of a thin bundle (default: 300); thick ones have more",
     )
     add("--asymmetry", type=float, default=1.0, help="strength of left–right differences (default: 1)")
@@ -138,7 +143,7 @@ def _add_atlas(group: argparse._ArgumentGroup) -> None:
     add(
         "--bundle-variation",
         metavar="SCALE",
-        type=_amount,
+        type=_AMOUNT,
         help="how much bundles vary between participants; 0: every line of every bundle where the atlas has it (default: 1)",
     )
 
@@ -158,7 +163,7 @@ def _add_distortion(group: argparse._ArgumentGroup) -> None:
         default="j-",
         help="PhaseEncodingDirection of the dwi (default: j-, which is AP as LAS is stored)",
     )
-    add("--readout", metavar="S", type=_seconds, default=0.05, help="TotalReadoutTime (default: 0.05)")
+    add("--readout", metavar="S", type=_READOUT, default=0.05, help="TotalReadoutTime (default: 0.05)")
     add(
         "--reverse-encoding",
         choices=("none", "epi", "dwi"),
@@ -185,23 +190,23 @@ def _add_visits(group: argparse._ArgumentGroup) -> None:
     add(
         "--movement",
         metavar="MM",
-        type=_amount,
+        type=_AMOUNT,
         default=0.0,
         help="the head moves between the scans of a session: standard deviation of each shift in mm and of each turn in "
         "degrees (default: 0)",
     )
-    add("--sessions", metavar="N", type=_positive, help="scan the same heads N times, in folders ses-01 …")
+    add("--sessions", metavar="N", type=positive, help="scan the same heads N times, in folders ses-01 …")
     add(
         "--session-movement",
         metavar="MM",
-        type=_amount,
+        type=_AMOUNT,
         default=5.0,
         help="the same between sessions (default: 5)",
     )
     add(
         "--growth",
         metavar="SHARE",
-        type=_amount,
+        type=_AMOUNT,
         default=0.0,
         help="from the first session to the last the lateral ventricles grow, in their middle by this share (default: 0)",
     )
@@ -317,34 +322,6 @@ def _strength(text: str) -> float | str:
     value = float(text)
     if not 0 < value <= 1000:
         raise argparse.ArgumentTypeError(f"{text} is neither 'on' nor a field between 0 and 1000 Hz")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0.001 <= value <= 0.5:
-        raise argparse.ArgumentTypeError(f"{text} s is not a readout time between 0.001 and 0.5")
-    return value
-
-
-def _amount(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 50:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 50")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
-
-
-def _millimetres(text: str) -> float:
-    value = float(text)
-    if not 0.5 <= value <= 20:
-        raise argparse.ArgumentTypeError(f"{text} mm is not a voxel size between 0.5 and 20")
     return value
 
 

@@ -66,12 +66,24 @@ def at_least_zero(what: str) -> Callable[[str], float]:
     return read
 
 
+def within(least: float, largest: float, what: str = "a number") -> Callable[[str], float]:
+    """A converter to a number from ``least`` to ``largest``, both allowed; ``what`` names it in the refusal."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value <= largest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {least:g} to {largest:g}")
+        return value
+
+    return read
+
+
 def share(text: str) -> float:
     """A number from 0 to 1."""
-    value = at_least_zero("a number from 0 to 1")(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
+    return within(0.0, 1.0)(text)
 
 
 def threshold(text: str) -> float:
