@@ -107,8 +107,10 @@ def _diffusion(path: _Namer, true: Diffusion) -> None:
 
 
 def _tensor(path: _Namer, visit: Visit) -> None:
-    true, model = visit.true, DTI()
-    maps = model.to_maps(model.fit(true.signal.float()[:, true.mask].mT.double(), true.gtab))
+    true = visit.true
+    signal = true.signal.float()[:, true.mask].mT.double()
+    model = DTI.for_data(signal, true.gtab)  # up to the b-value that a scan's tensor is fitted to
+    maps = model.to_maps(model.fit(signal, true.gtab))
     for param in ("diffusivity", "fa", "md", "direction"):
         file = path("dwi", "dwimap", model="tensor", param=param)
         image(file, visit.dwi.unravel(maps[param].float()))
@@ -116,7 +118,7 @@ def _tensor(path: _Namer, visit: Visit) -> None:
             sidecar_of(file),
             {
                 "Model": {
-                    "Description": "Diffusion tensor of the noise-free signal, all volumes",
+                    "Description": "Diffusion tensor of the noise-free signal up to LargestB",
                     "Parameters": model.facts(),
                 }
             },
