@@ -101,7 +101,8 @@ def resampled(
     still = estimate or _nothing(scan, encoding)
     check_same_grid(scan.grid, still.grid, "A series and its motion estimate")
     place = geometry(scan.grid, still.centre, encoding or still.encoding, None if hz is None else hz.cpu())
-    instead, unreplaced = {}, torch.zeros_like(still.outliers)
+    instead: dict[int, dict[int, Tensor]] = {}
+    unreplaced = torch.zeros_like(still.outliers)
     if replace_outliers and bool(still.outliers.any()):
         instead, unreplaced = replaced(scan, still, place)
     grid = target or scan.grid
@@ -150,7 +151,7 @@ def _place_of(
     return index[0], bright[0].to(torch.float32)
 
 
-def inside(index: Float[Tensor, "p 3"], shape: tuple[int, int, int]) -> Bool[Tensor, " p"]:
+def inside(index: Float[Tensor, "p 3"], shape: tuple[int, ...]) -> Bool[Tensor, " p"]:
     """Whether voxel indices lie in the image: no farther than half a voxel beyond the outermost centres."""
     upper = torch.tensor(shape).to(index) - 0.5
     return ((index >= -0.5) & (index <= upper)).all(-1)
