@@ -205,7 +205,7 @@ def test_small_recipe_from_end_to_end_looks_at_its_subject(heads: list[Head], pa
     """Autoencoders, then encoder and transformer, on two heads whose one bundle lies left or right."""
     one = problem(heads, replace(TINY, paradigm=paradigm, flow_times="uniform"))  # type: ignore[arg-type]
     vaes = VaeProblem(volumes_of(one.model, heads), one.model.vaes, VaeTrainingSettings(adversarial=0.0, crop=16))
-    fit(vaes, LoopSettings(steps=60, learning_rate=5e-3, warm_up=5))
+    fit(vaes, LoopSettings(steps=25, learning_rate=5e-3, warm_up=5))
     fit(one, LoopSettings(steps=400, learning_rate=rate, warm_up=50, weight_decay=0.0))
     grid = training_grid()
     drawn = [
