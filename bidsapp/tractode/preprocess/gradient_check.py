@@ -211,7 +211,9 @@ def _check_coherence(
     if stage.passed is False:
         order = torch.randperm(n, generator=generator)
         shuffled = _block_scores(dwi, places, v1[order], weights[order], matrices, settings)
-        coherence = float((sums.sum(0) / shuffled.sum(0)).max())
+        total, by_chance = sums.sum(0), shuffled.sum(0)
+        best = int(total.argmax())
+        coherence = float(total[best] / by_chance[best])
         stage.facts["above_chance"] = coherence
         if coherence < settings.least_coherence:
             stage.facts.pop("fix", None)
