@@ -94,7 +94,7 @@ def make_plugin(settings: Settings, log_file: Path) -> Any:
 
 def _tell(node: Any, status: str) -> None:
     """One line as a step starts and one as it ends; steps that take no work (lists put together) have no name of their own."""
-    if status in _STATUS and (status == "exception" or getattr(node.inputs, "step", "")):
+    if status in _STATUS and (status == "exception" or getattr(node.inputs, "step", None)):
         print(f"{time.strftime('%H:%M:%S')} {_STATUS[status]} {step_of(node)}", flush=True)
 
 
