@@ -81,7 +81,7 @@ def test_it_undoes_partial_volume_that_biases_the_tensor() -> None:
 
 
 def test_a_shell_beyond_the_gaussian_range_is_refused() -> None:
-    assert "up to b=2100" in str(FreeWaterDTI.why_not(table_of_shells((3000.0,), 30)))
+    assert "between b=500 and 2100" in str(FreeWaterDTI.why_not(table_of_shells((3000.0,), 30)))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.2])

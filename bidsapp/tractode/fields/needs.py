@@ -90,20 +90,21 @@ class Needs:
         table = f"this table has {n_b0} b=0 and {found}"
         if n_b0 < self.n_b0:
             return f"{name} needs {_counted(self.n_b0, 'b=0 volume')}; {table}"
-        if len(counting) < self.volumes:
-            limit = f" up to b={self.largest_b:.0f}" if self.largest_b < float("inf") else ""
-            return f"{name} needs {_counted(self.volumes, 'weighted volume')}{limit}; {table}"
         scheme = scheme_of(gtab) if n_weighted else None
         if scheme is not None and scheme not in self.schemes:
             return f"{name} needs a {' or '.join(self.schemes)} scheme; this table is a {scheme} scheme"
-        if self.reach and (not len(counting) or float(counting.max()) < self.reach):
-            beyond = f" (those above {self.largest_b:.0f} do not count)" if self.largest_b < float("inf") else ""
-            return f"{name} needs b-values up to at least {self.reach:.0f} s/mm²{beyond}; {table}"
         # Of a grid or of scattered directions no shells are asked, but of a table that has shells they are.
         if (scheme in SHELLED or set(self.schemes) <= set(SHELLED)) and len(self.usable_shells(gtab)) < self.shells:
             return f"{name} needs {self._shells_wanted()}; {table}"
         if self.resolving and not self._resolves(gtab):
             return f"{name} needs {self._resolving_wanted()}; {table}"
+        if self.reach and (not len(counting) or float(counting.max()) < self.reach):
+            beyond = f" (those above {self.largest_b:.0f} do not count)" if self.largest_b < float("inf") else ""
+            return f"{name} needs b-values up to at least {self.reach:.0f} s/mm²{beyond}; {table}"
+        # Last, since what is said of shells says more than a number.
+        if len(counting) < self.volumes:
+            limit = f" up to b={self.largest_b:.0f}" if self.largest_b < float("inf") else ""
+            return f"{name} needs {_counted(self.volumes, 'weighted volume')}{limit}; {table}"
         return None
 
     def _resolves(self, gtab: GradientTable) -> bool:

@@ -72,7 +72,11 @@ def _plane(
     inside = cut(Image(mask.grid, mask.values.float()), plane, spacing, "nearest") > 0.5
     found = cut(peaks, plane, spacing, "nearest") * inside
     lines, colours = _segments(found, cut(densities, plane, spacing, "nearest") * inside, view, scale, cell)
-    axes.add_collection(LineCollection(lines, colors=colours, linewidths=max(0.8, cell / 11), capstyle="round"))
+    axes.add_collection(
+        LineCollection(
+            list(lines), colors=[tuple(colour) for colour in colours], linewidths=max(0.8, cell / 11), capstyle="round"
+        )
+    )
     return encode(figure, 84), position, spacing
 
 

@@ -122,13 +122,13 @@ def _why_not(name: str, gtab: GradientTable, dti_largest_b: float | None) -> str
 
 def _part(name: str, gtab: GradientTable, dti_largest_b: float | None) -> str:
     """Which shells a model is fitted to, in words, where it leaves some out or the tensor does not hold at any."""
-    limited = name == "dti" and dti_largest_b is not None
-    taken = (gtab.bvals <= dti_largest_b).nonzero().ravel() if limited else MODELS[name].taken(gtab)
+    limit = dti_largest_b if name == "dti" else None
+    taken = MODELS[name].taken(gtab) if limit is None else (gtab.bvals <= limit).nonzero().ravel()
     part = gtab[taken]
     found = ", ".join(f"b={b:.0f}" for b, _ in part.shells())
     said = f"; fitted to {found} of {len(gtab.shells())} shells" if len(taken) < len(gtab) else ""
     largest = float(part.bvals.max())
-    if name == "dti" and not limited and largest > LARGEST_B:
+    if name == "dti" and limit is None and largest > LARGEST_B:
         said += (
             f"; lower b-values do not determine a tensor, and at b={largest:.0f} diffusion in tissue is not Gaussian"
         )
