@@ -339,7 +339,7 @@ def shading(base: head.Diffusion) -> dict[str, Any]:
 
 
 def n4(image: Image, mask: Tensor, factor: Tensor) -> dict[str, float]:
-    """What ITK's N4 leaves, where it is installed."""
+    """What ITK's N4 with its default of four levels leaves, where it is installed; three levels leave .031 and .040 of the first two runs."""
     try:
         import SimpleITK as sitk
     except ImportError:
@@ -353,7 +353,7 @@ def n4(image: Image, mask: Tensor, factor: Tensor) -> dict[str, float]:
     seconds, _ = timed(lambda: method.Execute(seen, brain))
     log_field = sitk.GetArrayFromImage(method.GetLogBiasFieldAsImage(seen)).transpose(2, 1, 0).copy()
     left = (factor.log() - torch.from_numpy(log_field))[mask].std()
-    return {"n4_after": round(float(left), 4), "n4_seconds": round(seconds, 2)}
+    return {"n4_default_after": round(float(left), 4), "n4_default_seconds": round(seconds, 2)}
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
