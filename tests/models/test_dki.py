@@ -182,7 +182,7 @@ def test_volumes_beyond_the_range_of_the_series_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bvals", "words"), [((1000.0,), "1500"), ((300.0, 1000.0), "1500"), ((1000.0, 4000.0), "3250")]
+    ("bvals", "words"), [((1000.0,), "2 shells"), ((300.0, 1000.0), "1500"), ((1000.0, 4000.0), "3250")]
 )
 def test_a_table_without_two_shells_in_range_is_refused(bvals: tuple[float, ...], words: str) -> None:
     reason = DKI.why_not(table_of_shells(bvals, 40))
