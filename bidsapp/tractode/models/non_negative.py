@@ -156,11 +156,9 @@ class NonNegative:
         inside, spare = self.inside
         count = len(target)
         start = (np.tile(inside, (count, 1)), np.tile(spare, (count, 1)), np.full((count, len(spare)), _FIRST_DUAL))
-        points, slacks, duals = (value.astype(np.float32) for value in start)
-        descend(
-            target.astype(np.float32), *self.single, _NEAR, _MOST, points, slacks, duals, np.ones(count, np.float32)
-        )
-        points, slacks, duals = (value.astype(np.float64) for value in (points, slacks, duals))
+        single = [value.astype(np.float32) for value in start]
+        descend(target.astype(np.float32), *self.single, _NEAR, _MOST, *single, np.ones(count, np.float32))
+        points, slacks, duals = (value.astype(np.float64) for value in single)
         _, quadratic, *_, columns, rows = self.tables
         multiply(points, columns, slacks)
         short = np.maximum(0, (_NEAR - slacks) / spare).max(-1, keepdims=True)
