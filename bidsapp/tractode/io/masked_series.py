@@ -28,7 +28,7 @@ from tractode.ops.least_squares import in_threads
 
 IN_MEMORY = 1 << 30  # bytes of masked voxels that are kept in memory
 BLOCK = 1 << 16
-_TILE = 1 << 11  # voxels read at once by a thread
+_TILE = 1 << 14  # voxels read at once by a thread: fewer, and threads wait for the interpreter
 
 
 @dataclass(eq=False)
