@@ -90,8 +90,8 @@ class Quantiles:
     ) -> Float[Tensor, "v m"]:
         """An entry for values of the readout (over the signal's scale), between thirds and between ratios."""
         low, share = _place(ratio)
-        found = [_between(self.centres.to(value)[row], table.to(value)[row], value) for row in (low, low + 1)]
-        return torch.lerp(*found, share[:, None])
+        lower, upper = (_between(self.centres.to(value)[row], table.to(value)[row], value) for row in (low, low + 1))
+        return torch.lerp(lower, upper, share[:, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,8 +169,11 @@ def calibrate(
             angle = sphere.angle(found.at.axes[name], axis)[there][:, None]
             cones = found.cones[name][there]
             rows[name].append(_row(cones, angle, cones, level, _N_THIRDS))
-    stacked = {name: [torch.stack(part) for part in zip(*parts, strict=True)] for name, parts in rows.items()}
-    return Calibration(level, {name: Quantiles(*parts, powers.get(name, 0)) for name, parts in stacked.items()})
+    tables = {}
+    for name, parts in rows.items():
+        least, centres, ends, sizes = (torch.stack(part) for part in zip(*parts, strict=True))
+        tables[name] = Quantiles(least, centres, ends, sizes, powers.get(name, 0))
+    return Calibration(level, tables)
 
 
 def _row(

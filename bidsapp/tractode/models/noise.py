@@ -13,7 +13,7 @@ model makes of a signal that it cannot explain is then imitated, too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -55,8 +55,8 @@ class Noise:
 
     def of(self, rows: Int[Tensor, " k"]) -> Noise:
         """That of some voxels."""
-        parts = (self.sigma, self.magnitude, self.spread, self.residuals, self.pool, self.n_drawn)
-        return Noise(*(part[rows] for part in parts), self.has_floor)
+        names = ("sigma", "magnitude", "spread", "residuals", "pool", "n_drawn")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
 def explained(
