@@ -224,7 +224,7 @@ def test_models_are_refused_where_the_scheme_does_not_fit(tmp_path):
     for gtab, scheme in ((grid_table(np.eye(3)), "grid"), (sphere_table(100, scattered), "scattered")):
         refused = check_models(gtab, ["dti", "csd"], MODELS, bval)
         assert list(refused) == ["csd"]
-        assert f"needs shells; this table is a {scheme} scheme" in refused["csd"]
+        assert f"CSD needs a single-shell or multi-shell scheme; this table is a {scheme} scheme" in refused["csd"]
         with pytest.raises(InputDataError, match=r"E-GRAD-MODELS.*csd: .*choose with --models among dti, "):
             check_models(gtab, ["csd"], MODELS, bval)
     bvals = np.array([0.0, *[1000] * 29])
