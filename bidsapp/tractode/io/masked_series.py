@@ -43,7 +43,7 @@ class MaskedSeries:
     values: np.ndarray | None = None
     scratch: IO[bytes] | None = None
     plain: tuple[IO[bytes], Header] | None = None
-    _memory: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    _memory: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -57,7 +57,7 @@ class MaskedSeries:
     def rows(self, which: slice) -> Float[Tensor, "v n"]:
         """The signals of voxels in a row; the next call overwrites them."""
         count = which.stop - which.start
-        rows = self._reused((count, self.n_volumes))
+        rows = self._reused(-1, (count, self.n_volumes))
         if self.values is not None:
             np.copyto(rows, self.values[:, which].T)
         else:
@@ -72,7 +72,7 @@ class MaskedSeries:
 
     def _fill(self, rows: np.ndarray, first: int, begin: int, end: int) -> None:
         """The rows from ``begin`` to ``end``; row 0 is the voxel ``first``. A tile at a time, so that it is turned round in the cache."""
-        volumes = np.empty((self.n_volumes, min(_TILE, end - begin)), np.float32)
+        volumes = self._reused(begin, (self.n_volumes, min(_TILE, end - begin)))
         for start in range(begin, end, _TILE):
             stop = min(start + _TILE, end)
             tile = volumes[:, : stop - start]
@@ -99,12 +99,12 @@ class MaskedSeries:
             target += header.intercept
         cleaned(target)
 
-    def _reused(self, shape: tuple[int, int]) -> np.ndarray:
-        """The memory of the block before: to touch fresh pages costs more than to copy into them."""
+    def _reused(self, user: int, shape: tuple[int, int]) -> np.ndarray:
+        """The memory that the same user had for the block before: to touch fresh pages costs more than to copy into them."""
         size = shape[0] * shape[1]
-        if self._memory.size < size:
-            self._memory = np.empty(size, np.float32)
-        return self._memory[:size].reshape(shape)
+        if user not in self._memory or self._memory[user].size < size:
+            self._memory[user] = np.empty(size, np.float32)
+        return self._memory[user][:size].reshape(shape)
 
 
 def cleaned(values: np.ndarray) -> np.ndarray:

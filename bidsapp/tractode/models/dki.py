@@ -85,7 +85,8 @@ class DKI(SignalModel):
             )
         else:
             fitted = log_linear.fit_voxels(_of(signal, index), matrix, method, self.sigma)
-        return fitted / _units(fitted)
+        # In place where that may be: fresh memory costs as much as half of the fit.
+        return fitted / _units(fitted) if fitted.requires_grad else fitted.div_(_units(fitted))
 
     def to_maps(self, params: Float[Tensor, "v 22"]) -> dict[str, Float[Tensor, "v _"]]:
         return tensor_maps(params[:, :6], params[:, 21:]) | kurtosis_maps(params)
