@@ -214,6 +214,22 @@ def test_calibrated_errors_scale_with_the_signal_and_not_with_company() -> None:
         torch.testing.assert_close(loud[name], factor * values[1:3], rtol=1e-5, atol=1e-12)
 
 
+def test_without_b0_errors_are_those_of_the_brightness_that_the_lowest_shell_tells() -> None:
+    model, with_b0 = DTI(), table_of_shells((300.0, 1000.0), 30)
+    truth = model.example(4, 24)
+    stated = {}
+    for name, gtab in (("with", with_b0), ("without", with_b0[~with_b0.is_b0])):
+        clean = model.predict(truth, gtab)
+        unit = clean.amax(-1, keepdim=True)
+        signal = unit * rician(clean / unit, 0.04, torch.Generator().manual_seed(5))
+        rule = calibrated(model, gtab, "bootstrap", 10)
+        found = errors(model, signal, gtab, "bootstrap", 10, torch.Generator().manual_seed(6), calibration=rule)
+        stated[name] = found.deviations
+    for name in ("fa", "md"):
+        assert bool((stated["without"][name] > 0).all())
+        assert float((stated["without"][name] / stated["with"][name]).median()) == pytest.approx(1.4, abs=0.6)
+
+
 def test_a_failed_derivative_is_bootstrapped_and_said() -> None:
     class Broken(DTI):
         def fit(self, signal: Tensor, gtab: GradientTable) -> Tensor:

@@ -28,6 +28,7 @@ RATIOS = (5.0, 10.0, 20.0, 40.0)  # of signal at b=0 to noise
 N_VOXELS = 360
 _N_THIRDS = 3
 _LEAST_SHARE = 0.3  # of the population's error: a deviation that is stated smaller counts as that
+_ALIKE = 1.1  # b-values of one shell differ by less
 _N_FIBRES, _N_SIDES = 3, 24  # axes that stand for the dispersion of each fibre
 _NORMAL = 1.6448536269514722  # half-width of a normal's interval of 90 %
 
@@ -228,6 +229,15 @@ def _measured(
         sigma * torch.randn(2, *signal.shape, generator=generator, dtype=torch.float64).to(signal)
     ).unbind()
     return torch.hypot(signal + real, imaginary) if has_floor else signal + real
+
+
+def unweighted(signal: Float[Tensor, "v n"], gtab: GradientTable) -> Float[Tensor, "v 1"]:
+    """The signal at b=0; of a table without it what the lowest b-value shows, over what it shows of the population."""
+    if bool(gtab.is_b0.any()):
+        return signal[:, gtab.is_b0.to(signal.device)].mean(-1, keepdim=True)
+    lowest = gtab.bvals <= _ALIKE * gtab.bvals.min()
+    share = population(gtab)[0][:, lowest.cpu()].mean(-1).median()
+    return signal[:, lowest.to(signal.device)].mean(-1, keepdim=True) / share.to(signal)
 
 
 def population(gtab: GradientTable, n: int = N_VOXELS) -> tuple[Float[Tensor, "v n"], Bool[Tensor, " v"]]:

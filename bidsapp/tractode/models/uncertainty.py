@@ -113,8 +113,8 @@ def calibrated(
     device: str | torch.device = "cpu",
 ) -> Calibration:
     """What `errors` of this table must be multiplied with: the errors of some 1,500 simulated voxels, once a scan."""
-    rows, table = explained(model, calibration.population(gtab)[0].to(device), gtab)
-    is_white = calibration.population(gtab)[1].to(device)
+    signals, is_white = (of_all.to(device) for of_all in calibration.population(gtab))
+    rows, table = explained(model, signals, gtab)
 
     def state(signal: Float[Tensor, "v n"], sigma: Float[Tensor, "v 1"]) -> Stated:
         known = sigma if knows_sigma else None
@@ -240,8 +240,7 @@ def _scale(
     signal: Float[Tensor, "v n"], gtab: GradientTable, noise: Noise
 ) -> tuple[Float[Tensor, "v 1"], Float[Tensor, "v 1"]]:
     """Signal at b=0 over the noise, and itself."""
-    is_b0 = gtab.is_b0.to(signal.device)
-    scale = signal[:, is_b0].mean(-1, keepdim=True)
+    scale = calibration.unweighted(signal, gtab)
     return scale / noise.sigma, scale
 
 
