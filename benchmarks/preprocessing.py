@@ -38,7 +38,7 @@ from tractode.preprocess.denoise import DenoiseSettings, denoise
 from tractode.preprocess.eddy import PhaseEncoding, geometry
 from tractode.preprocess.mask import brain_mask, dwi_reference
 from tractode.preprocess.motion import MotionEstimate, correct_motion
-from tractode.preprocess.resample import resample_series
+from tractode.preprocess.resample import resampled
 from tractode.preprocess.unring import unring
 from tractode.simulate import bias, disturbance, eddy, motion, outliers, seeds
 from tractode.simulate import subject as head
@@ -122,7 +122,7 @@ def moving(base: head.Diffusion, name: str, seed: int, with_dipy: bool) -> dict[
     estimate = correct_motion(scan, PhaseEncoding(AXIS))
     seconds = time.process_time() - started
     started = time.process_time()
-    fixed = resample_series(scan, estimate)
+    fixed = resampled(scan, estimate).scan
     resampling = time.process_time() - started
     out: dict[str, Any] = {"n": len(true.gtab), "snr": snr, "processor_seconds": round(seconds, 1)}
     out["resampling_seconds"] = round(resampling, 1)

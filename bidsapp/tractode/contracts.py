@@ -27,9 +27,8 @@ class MapSpec:
 
     ``components`` is ``scalar``, ``tensor`` (rank 2, order xx xy xz yy yz zz), ``sh``, ``unit3vector``,
     ``3vector`` (its length a value) or ``dec``.
-    ``invariant`` says whether the values stay the same when the head turns; ``is_norm`` that the map is 0 where something
-    of several dimensions vanishes (an anisotropy), so that noise can only add to it; ``of_part`` that it is of one
-    compartment, so that it does not read the diffusivity of the whole voxel.
+    ``invariant`` says whether the values stay the same when the head turns; ``of_part`` that the map is of one compartment,
+    so that it does not read the diffusivity of the whole voxel.
     """
 
     param: str
@@ -37,7 +36,6 @@ class MapSpec:
     units: str
     components: str = "scalar"
     invariant: bool = True
-    is_norm: bool = False
     of_part: bool = False
 
 

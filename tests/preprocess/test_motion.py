@@ -18,7 +18,7 @@ from tractode.preprocess.field_of_view import seen_by_all
 from tractode.preprocess.level import Level
 from tractode.preprocess.motion import MotionEstimate, MotionSettings, correct_motion, framewise_displacement, why_not
 from tractode.preprocess.outliers import lost_volumes
-from tractode.preprocess.resample import noise_gain, resample_series, resampled, splined
+from tractode.preprocess.resample import noise_gain, resampled, splined
 
 QUICK = MotionSettings(smoothing=(9.0, 6.0, 5.0), points=6000)
 
@@ -87,7 +87,7 @@ def test_the_series_is_put_right_in_one_go(
     scan, rigid, _, _ = disturbed
     mean = rigid[scan.gtab.is_b0].mean(0, keepdim=True).expand(len(rigid), -1)
     truth = phantom.scan(scan.grid, estimate.rotated(scan.gtab), mean, torch.zeros(len(rigid), 9).double())
-    found = resample_series(scan, estimate)
+    found = resampled(scan, estimate).scan
     turn = pose.rotations(mean[:1, 3:])[0]
     expected = pose.rotations(rigid[:, 3:]).mT @ scan.gtab.bvecs[..., None]
     assert float((found.gtab.bvecs @ turn - expected[..., 0]).norm(dim=-1).max()) < 0.02
@@ -167,7 +167,7 @@ def test_nothing_to_undo_is_the_scan_itself(oblique_affine: Tensor) -> None:
     gtab = phantom.table(6, 1)
     zero = torch.zeros(len(gtab), 6, dtype=torch.float64)
     scan = phantom.scan(phantom.grid_of(oblique_affine), gtab, zero, torch.zeros(len(gtab), 9).double())
-    assert torch.allclose(resample_series(scan, None).signal, scan.signal, atol=0.1)
+    assert torch.allclose(resampled(scan, None).scan.signal, scan.signal, atol=0.1)
 
 
 def _estimate(scan: DWI, rigid: Tensor) -> MotionEstimate:
@@ -247,12 +247,12 @@ def test_a_field_is_undone_together_with_a_way_from_another_space(oblique_affine
     scan = phantom.scan(phantom.grid_of(oblique_affine), gtab, zero, torch.zeros(len(gtab), 9).double())
     hz = torch.full(scan.grid.shape, 40.0)
     encoding = PhaseEncoding(1, -1, 0.05)
-    found = resample_series(scan, None, hz, encoding)
+    found = resampled(scan, None, hz, encoding).scan
     assert torch.allclose(found.signal[:, :, 4:-4], scan.signal[:, :, 2:-6], atol=0.2)
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, 3] = scan.grid.affine[:3, 1]
     other = scan.grid.renamed("sub-01_run-2_dwi")
-    moved = resample_series(scan, None, hz, encoding, other, Affine(matrix, other.space, scan.grid.space))
+    moved = resampled(scan, None, hz, encoding, other, Affine(matrix, other.space, scan.grid.space)).scan
     assert moved.grid.space == other.space
     assert torch.allclose(moved.signal[:, :, 4:-4], scan.signal[:, :, 3:-5], atol=0.2)
 

@@ -52,7 +52,7 @@ class DKI(SignalModel):
         MapSpec("ak", "Axial kurtosis", "arbitrary"),
         MapSpec("rk", "Radial kurtosis", "arbitrary"),
         MapSpec("mkt", "Mean of the kurtosis tensor", "arbitrary"),
-        MapSpec("kfa", "Anisotropy of the kurtosis tensor", "arbitrary", is_norm=True),
+        MapSpec("kfa", "Anisotropy of the kurtosis tensor", "arbitrary"),
     )
 
     def facts(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _LEAST_B = 500.0  # s/mm²: below it noise and perfusion weigh too much to fit a
 
 TENSOR_MAPS = (
     MapSpec("diffusivity", "Diffusion tensor", "mm^2/s", components="tensor", invariant=False),
-    MapSpec("fa", "Fractional anisotropy", "arbitrary", is_norm=True),
+    MapSpec("fa", "Fractional anisotropy", "arbitrary"),
     MapSpec("md", "Mean diffusivity", "mm^2/s"),
     MapSpec("ad", "Axial diffusivity", "mm^2/s"),
     MapSpec("rd", "Radial diffusivity", "mm^2/s"),

@@ -56,12 +56,11 @@ class GQI(OrientationModel):
             components="sh",
             invariant=False,
         ),
-        MapSpec("gfa", "Generalised fractional anisotropy of the spin distribution", "arbitrary", is_norm=True),
+        MapSpec("gfa", "Generalised fractional anisotropy of the spin distribution", "arbitrary"),
         MapSpec(
             "qa",
             "Quantitative anisotropy: largest less smallest value of the spin distribution, in units of the signal",
             "arbitrary",
-            is_norm=True,
         ),
         MapSpec("iso", "Isotropic part: smallest value of the spin distribution, in units of the signal", "arbitrary"),
     )

@@ -61,7 +61,6 @@ class MAPMRI(SignalModel):
             "ng",
             "Non-Gaussianity: sine of the angle between the signal and its Gaussian part",
             "arbitrary",
-            is_norm=True,
         ),
         MapSpec("s0", "Signal without diffusion weighting", "arbitrary"),
     )

@@ -37,7 +37,7 @@ class QBall(odf.ShellOdf):
             components="sh",
             invariant=False,
         ),
-        MapSpec("gfa", "Generalised fractional anisotropy of the orientation distribution", "arbitrary", is_norm=True),
+        MapSpec("gfa", "Generalised fractional anisotropy of the orientation distribution", "arbitrary"),
         MapSpec("s0", "Signal without diffusion weighting", "arbitrary"),
     )
 

@@ -53,21 +53,6 @@ class Resampled:
     gain: Float[Tensor, "i j k"]
 
 
-def resample_series(
-    scan: DWI,
-    estimate: MotionEstimate | None,
-    hz: Float[Tensor, "i j k"] | None = None,
-    encoding: PhaseEncoding | None = None,
-    target: ImageGrid | None = None,
-    to_scan: Affine | None = None,
-    progress: Progress | None = None,
-    *,
-    replace_outliers: bool = True,
-) -> DWI:
-    """The series of `resampled`."""
-    return resampled(scan, estimate, hz, encoding, target, to_scan, progress, replace_outliers=replace_outliers).scan
-
-
 def resampled(
     scan: DWI,
     estimate: MotionEstimate | None,
@@ -77,7 +62,6 @@ def resampled(
     to_scan: Affine | None = None,
     progress: Progress | None = None,
     *,
-    replace_outliers: bool = True,
     out: Float[Tensor, "n i j k"] | None = None,
 ) -> Resampled:
     """The series in the space of the reference, its directions turned with the head; never negative.
@@ -103,7 +87,7 @@ def resampled(
     place = geometry(scan.grid, still.centre, encoding or still.encoding, None if hz is None else hz.cpu())
     instead: dict[int, dict[int, Tensor]] = {}
     unreplaced = torch.zeros_like(still.outliers)
-    if replace_outliers and bool(still.outliers.any()):
+    if bool(still.outliers.any()):
         instead, unreplaced = replaced(scan, still, place)
     grid = target or scan.grid
     points = grid.centres(torch.float64).reshape(-1, 3)

@@ -14,8 +14,6 @@ from tractode.reports.figures_slices import scale_of
 from tractode.reports.planes import VIEWS, Box, Plane, View, box_of, cut
 from tractode.reports.reportlet import Reportlet, stem
 
-_LARGEST_WIDTH = 1500
-_CELLS = (7, 28)  # pixels a voxel, least and most
 _DIM = 0.45  # the background is darkened so that sticks stand out
 _FAINTEST = 0.3
 
@@ -54,14 +52,9 @@ def _plane(
     peaks: Image, densities: Image, total: Image, mask: Image, box: Box, view: View, scale: float
 ) -> tuple[bytes, float, float]:
     spacing = float(np.mean(peaks.grid.voxel_sizes))
-    rows, columns = Plane(view, 0.0, box).shape(spacing)
-    cell = max(_CELLS[0], min(_CELLS[1], _LARGEST_WIDTH // columns))
-    # The box is grown to whole cells so that sticks and background share their pixels.
-    low, high = list(box.lower), list(box.upper)
-    high[view.across] = low[view.across] + columns * spacing
-    high[view.up] = low[view.up] + rows * spacing
     position = box.centre[view.normal]
-    plane = Plane(view, position, Box((low[0], low[1], low[2]), (high[0], high[1], high[2])))
+    plane, cell = Plane(view, position, box).in_cells(spacing)
+    rows, columns = plane.shape(spacing)
     tile = Tile(plane, 0, 0, rows * cell, columns * cell)
     sheet = Sheet((tile,), tile.width, tile.height + 20, spacing / cell)
     canvas = sheet.blank()

@@ -17,7 +17,6 @@ from tractode.reports.glyph_raster import render
 from tractode.reports.planes import VIEWS, Box, Plane, View, box_of, cut
 from tractode.reports.reportlet import Reportlet, stem
 
-_LARGEST_WIDTH = 1500
 _DIM = 0.55  # background images are darkened so that glyphs stand out
 
 
@@ -82,13 +81,7 @@ def _glyph_plane(
     spacing: float,
     scale: float,
 ) -> tuple[bytes, float]:
-    rows, columns = Plane(view, position, box).shape(spacing)
-    cell = max(6, min(28, _LARGEST_WIDTH // columns))
-    # The box is grown to whole cells so that glyphs and background share their pixels.
-    low, high = list(box.lower), list(box.upper)
-    high[view.across] = low[view.across] + columns * spacing
-    high[view.up] = low[view.up] + rows * spacing
-    plane = Plane(view, position, Box((low[0], low[1], low[2]), (high[0], high[1], high[2])))
+    plane, cell = Plane(view, position, box).in_cells(spacing)
     glyphs, cover = render(_on_plane(field, mask, plane, spacing), field.order, view, toward_viewer(view), scale, cell)
     shown = cut(background, plane, spacing / cell)[..., 0].numpy()
     height, width = cover.shape

@@ -17,6 +17,9 @@ from torch import Tensor
 from tractode.fields import Image
 from tractode.ops.interpolate import Interpolation
 
+_LARGEST_WIDTH = 1500
+_CELLS = (6, 28)  # pixels a cell, least and most
+
 
 @dataclass(frozen=True)
 class View:
@@ -95,6 +98,16 @@ class Plane:
         out[..., self.view.across] = across
         out[..., self.view.up] = up.flip(0)[:, None]
         return out
+
+    def in_cells(self, spacing: float) -> tuple[Plane, int]:
+        """Grown to whole cells of ``spacing`` mm, so that what is drawn in cells and a background share their pixels; pixels a cell."""
+        rows, columns = self.shape(spacing)
+        high = list(self.box.upper)
+        # A hair less, so that rounding makes no further cell.
+        high[self.view.across] = self.box.lower[self.view.across] + (columns - 1e-6) * spacing
+        high[self.view.up] = self.box.lower[self.view.up] + (rows - 1e-6) * spacing
+        pixels = max(_CELLS[0], min(_CELLS[1], _LARGEST_WIDTH // columns))
+        return Plane(self.view, self.position, Box(self.box.lower, (high[0], high[1], high[2]))), pixels
 
     def label(self) -> str:
         """``z = +12`` with a true minus sign."""
